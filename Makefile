@@ -1,0 +1,70 @@
+# Delta's commands. A machine with python3, pip, make and git is enough; nothing here needs root.
+# Everything is installed into .venv; `make clean` takes it away again.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-slow lint constraints clean
+
+# The first Python on PATH that is new enough; `make PYTHON=/path/to/python3.12 ...` overrides the choice.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+RUN := .venv/bin/python
+INSTALL := $(RUN) -m pip install -qq --disable-pip-version-check
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/base.stamp ## distill a small student and draw teacher, student and ONNX side by side
+	@.venv/bin/delta demo --out build/demo
+
+test: .venv/test.stamp ## check style and import contracts, run the fast tests (no GPU, no network)
+	@echo "ruff: style and format"
+	@$(RUN) -m ruff check --quiet
+	@$(RUN) -m ruff format --check --quiet
+	@echo "pytest: import contracts and the fast tests"
+	@$(RUN) -m pytest -n 2 -q
+
+test-slow: .venv/test.stamp ## run the tests that take minutes
+	@echo "pytest: the slow tests"
+	@$(RUN) -m pytest -m "slow and not gpu" --timeout=1800 -q
+
+lint: .venv/test.stamp ## check style, format and types
+	@echo "ruff: style and format"
+	@$(RUN) -m ruff check
+	@$(RUN) -m ruff format --check
+	@echo "pyright: types"
+	@$(RUN) -m pyright --pythonpath $(RUN)
+
+constraints: .venv/pip.stamp ## resolve constraints.txt anew, for every supported Python and platform
+	@$(INSTALL) uv
+	@{ sed '/^[^#]/,$$d' constraints.txt; \
+	  $(RUN) -m uv pip compile -q --universal --python-version 3.11 --extra test --no-annotate --no-header \
+	    pyproject.toml; } > .venv/constraints.txt
+	@cp .venv/constraints.txt constraints.txt
+	@echo "constraints.txt is new: run make test before you commit it"
+
+clean: ## remove .venv, build results and tool caches
+	rm -rf .venv build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps make a second call quick: pip runs again only when one of these files has changed.
+.venv/base.stamp: pyproject.toml constraints.txt | .venv/pip.stamp
+	@echo "Installing Delta and what it needs into .venv (a few GB; minutes the first time) ..."
+	@$(INSTALL) -c constraints.txt -e .
+	@touch $@
+
+.venv/test.stamp: pyproject.toml constraints.txt | .venv/pip.stamp
+	@echo "Installing Delta, what it needs and its test tools into .venv (a few GB; minutes the first time) ..."
+	@$(INSTALL) -c constraints.txt -e '.[test]'
+	@touch .venv/base.stamp $@
+
+# Some systems ship venv without ensurepip: then the system's pip puts one into a bare environment.
+.venv/pip.stamp:
+	@test -n "$(PYTHON)" || { echo "Delta needs Python 3.11 or newer, and none is on PATH:" \
+	  "install one, or name it with make PYTHON=/path/to/python3." >&2; exit 1; }
+	@echo "Making .venv with $(PYTHON) ..."
+	@$(PYTHON) -m venv --clear .venv >/dev/null 2>&1 || { \
+	  $(PYTHON) -m venv --clear --without-pip .venv && \
+	  $(PYTHON) -m pip --disable-pip-version-check --python .venv/bin/python install -qq pip; }
+	@touch $@

@@ -1,0 +1,230 @@
+"""The teacher: images -> disparity, features, attention. Any Delta student can stand in its place.
+
+Knows nothing of photos, folders or stores. What decides its numbers is told by `TeacherIdentity`.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from delta.checkpoint import StudentCard, is_student, load_student
+from delta.config import Config
+from delta.errors import DeltaError
+from delta.student import Student
+
+DEFAULT_TEACHER = "depth-anything/Depth-Anything-V2-Small-hf"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class TeacherIdentity(Config, kw_only=True):
+    """What decides a teacher's numbers, beside the pixels it is shown."""
+
+    name: str
+    revision: str
+    weights_sha256: str
+    preprocessing: str
+    dtype: str
+
+
+class TeacherOutput(Config, kw_only=True):
+    """The answers for one batch; all maps are square because views are.
+
+    `disparity` is relative inverse depth, larger = nearer, at the input's size. `features` maps a tap's name, shallow
+    to deep, to "b c g g"; `attention` maps it to the CLS-to-patch attention "b heads g g", each head summing to at
+    most 1 (the rest is CLS to CLS).
+    """
+
+    disparity: Tensor
+    features: dict[str, Tensor]
+    attention: dict[str, Tensor]
+
+
+class Teacher(Protocol):
+    """What the cache asks of a teacher."""
+
+    identity: TeacherIdentity
+    side_multiple: int
+
+    def __call__(self, image: Float[Tensor, "b 3 s s"]) -> TeacherOutput:
+        """Answer for images in [0, 1] whose sides are multiples of `side_multiple`."""
+        ...
+
+
+def load_teacher(
+    name: str, *, taps: tuple[int, ...] = (3, 6, 9, 12), dtype: str = "float32", device: torch.device | None = None
+) -> Teacher:
+    """Load a teacher by hub id, from a local folder in hub layout, or from a Delta run or checkpoint.
+
+    Args:
+        taps: transformer blocks, counted from 1, whose output after the final LayerNorm is kept (as DPT taps them).
+            A Delta student has no blocks and gives its four encoder levels instead.
+
+    Raises:
+        DeltaError: nothing loadable under that name, or the hub cannot be reached.
+    """
+    device = device or torch.device("cpu")
+    torch_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
+    path = Path(name)
+    if is_student(path):
+        return StudentTeacher(*load_student(path), device=device)
+    looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1
+    if looks_local and not path.is_dir():
+        raise DeltaError(
+            f"there is no teacher at {name}",
+            f"name a folder in hub layout, a Delta run, or a hub id such as {DEFAULT_TEACHER}",
+        )
+    return DepthAnythingTeacher(name, taps=taps, dtype=torch_dtype, device=device)
+
+
+class DepthAnythingTeacher:
+    """Depth-Anything-V2 by transformers, with the fast attention kernel kept."""
+
+    side_multiple = 14
+
+    def __init__(self, name: str, *, taps: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        model = _load_depth_anything(name).eval().requires_grad_(False)
+        weights_sha256 = digest_weights(model.state_dict())
+        self._model = model.to(device, dtype)
+        blocks = len(self._blocks)
+        if not taps or list(taps) != sorted(set(taps)) or not 1 <= taps[0] <= taps[-1] <= blocks:
+            raise DeltaError(
+                f"taps {list(taps)} do not fit a teacher of {blocks} blocks",
+                f"give ascending block numbers from 1 to {blocks}, such as [3, 6, 9, 12]",
+            )
+        self._taps, self._dtype, self._device = taps, dtype, device
+        self._mean = torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1)
+        self._std = torch.tensor(IMAGENET_STD, device=device).view(3, 1, 1)
+        self.identity = TeacherIdentity(
+            name=DEFAULT_TEACHER if Path(name).name == DEFAULT_TEACHER.split("/")[1] else Path(name).name,
+            revision=str(getattr(self._model.config, "_commit_hash", None) or "local"),
+            weights_sha256=weights_sha256,
+            preprocessing="bicubic, rgb/255, imagenet mean and std",
+            dtype=str(dtype).removeprefix("torch."),
+        )
+
+    @property
+    def _blocks(self) -> nn.ModuleList:
+        return self._model.backbone.encoder.layer
+
+    @torch.inference_mode()
+    def __call__(self, image: Float[Tensor, "b 3 s s"]) -> TeacherOutput:
+        """Answer for a batch; sides must be multiples of 14."""
+        pixels = ((image.to(self._device, torch.float32) - self._mean) / self._std).to(self._dtype)
+        tokens: dict[int, Tensor] = {}
+        queries: dict[int, Tensor] = {}
+        keys: dict[int, Tensor] = {}
+        hooks = []
+        for tap in self._taps:
+            block = self._blocks[tap - 1]
+            hooks += [
+                block.register_forward_hook(_keep(tokens, tap)),
+                block.attention.q_proj.register_forward_hook(_keep(queries, tap)),
+                block.attention.k_proj.register_forward_hook(_keep(keys, tap)),
+            ]
+        try:
+            disparity = self._model(pixels).predicted_depth
+        finally:
+            for hook in hooks:
+                hook.remove()
+        grid = image.shape[-1] // self.side_multiple
+        heads = self._model.config.backbone_config.num_attention_heads
+        norm = self._model.backbone.layernorm
+        return TeacherOutput(
+            disparity=disparity.float(),
+            features={_block(tap): _patch_grid(norm(tokens[tap]), grid) for tap in self._taps},
+            attention={_block(tap): cls_attention(queries[tap], keys[tap], heads, grid) for tap in self._taps},
+        )
+
+
+class StudentTeacher:
+    """A trained Delta student as the teacher of the next one (multi-stage distillation)."""
+
+    side_multiple = 64
+
+    def __init__(self, student: Student, card: StudentCard, *, device: torch.device) -> None:
+        self._student = student.to(device).eval().requires_grad_(False)
+        self._device = device
+        self.identity = TeacherIdentity(
+            name=f"delta student {card.config.encoder} of {card.teacher}",
+            revision=card.fingerprint,
+            weights_sha256=digest_weights(student.state_dict()),
+            preprocessing="bicubic, rgb/255",
+            dtype="float32",
+        )
+
+    @torch.inference_mode()
+    def __call__(self, image: Float[Tensor, "b 3 s s"]) -> TeacherOutput:
+        """Answer for a batch; sides must be multiples of 64. A student has no CLS token, so no attention."""
+        disparity, levels = self._student.forward_with_features(image.to(self._device, torch.float32))
+        features = {f"stride{stride:02d}": level for stride, level in zip((4, 8, 16, 32), levels[1:], strict=True)}
+        return TeacherOutput(disparity=disparity.clamp(min=0), features=features, attention={})
+
+
+def cls_attention(query: Float[Tensor, "b n d"], key: Float[Tensor, "b n d"], heads: int, grid: int) -> Tensor:
+    """Compute softmax(q_cls k / sqrt(d_head)) over all tokens and keep the patches: "b heads grid grid".
+
+    Equal to the "eager" kernel's CLS row; the default SDPA kernel of transformers returns no attention at all.
+    """
+    batch, tokens, width = query.shape
+    head_width = width // heads
+    cls_query = query[:, :1].float().view(batch, 1, heads, head_width).transpose(1, 2)
+    keys = key.float().view(batch, tokens, heads, head_width).transpose(1, 2)
+    attention = (cls_query @ keys.transpose(2, 3) / head_width**0.5).softmax(dim=-1)
+    return attention[:, :, 0, 1:].reshape(batch, heads, grid, grid)
+
+
+def digest_weights(state: Mapping[str, Tensor]) -> str:
+    """Hash names, shapes and float32 values, so that storage format and order do not matter (hex SHA-256)."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu()
+        digest.update(json.dumps([name, list(tensor.shape)]).encode())
+        digest.update(tensor.float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _keep(into: dict[int, Tensor], tap: int) -> Any:
+    def hook(_module: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> None:
+        into[tap] = output
+
+    return hook
+
+
+def _block(tap: int) -> str:
+    return f"block{tap:02d}"
+
+
+def _patch_grid(tokens: Float[Tensor, "b n d"], grid: int) -> Tensor:
+    return tokens[:, 1:].float().transpose(1, 2).reshape(tokens.shape[0], -1, grid, grid)
+
+
+def _load_depth_anything(name: str) -> Any:
+    from transformers import AutoModelForDepthEstimation
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForDepthEstimation.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise DeltaError(
+            f"the teacher {name} cannot be loaded: {str(error).splitlines()[0]}",
+            "give --teacher (or DELTA_TEACHER) a local folder in hub layout, or connect to the hub once",
+        ) from error
+    if getattr(model.config, "model_type", "") != "depth_anything" or not hasattr(model.backbone, "encoder"):
+        raise DeltaError(
+            f"the teacher {name} is a {model.config.model_type} model, not a Depth-Anything",
+            f"use {DEFAULT_TEACHER}, another Depth-Anything-V2 in hub layout, or a Delta run",
+        )
+    return model
+
+
+def teacher_name(given: str | None) -> str:
+    """Choose the teacher: the one given, else environment `DELTA_TEACHER`, else `DEFAULT_TEACHER`."""
+    return given or os.environ.get("DELTA_TEACHER") or DEFAULT_TEACHER

@@ -61,8 +61,9 @@ clean: ## remove .venv, build results and tool caches
 
 # Some systems ship venv without ensurepip: then the system's pip puts one into a bare environment.
 .venv/pip.stamp:
-	@test -n "$(PYTHON)" || { echo "Delta needs Python 3.11 or newer, and none is on PATH:" \
-	  "install one, or name it with make PYTHON=/path/to/python3." >&2; exit 1; }
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Delta needs Python 3.11 or newer, and this is $(or $(PYTHON),what PATH does not have):" \
+	  "name one with make PYTHON=/path/to/python3." >&2; exit 1; }
 	@echo "Making .venv with $(PYTHON) ..."
 	@$(PYTHON) -m venv --clear .venv >/dev/null 2>&1 || { \
 	  $(PYTHON) -m venv --clear --without-pip .venv && \

@@ -53,7 +53,15 @@ class AugmentConfig(Config, kw_only=True):
 
 
 NO_AUGMENTATION = AugmentConfig(
-    crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), mirror=0, brightness=0, contrast=0, saturation=0, hue=0, gray=0, blur=0
+    crop_scale=(1.0, 1.0),
+    crop_ratio=(1.0, 1.0),
+    mirror=0,
+    brightness=0,
+    contrast=0,
+    saturation=0,
+    hue=0,
+    gray=0,
+    blur=0,
 )
 
 
@@ -85,7 +93,9 @@ def make_batch(
         disparity=warped[:, 3],
         valid=inside,
         features={
-            tap: functional.grid_sample(value.to(torch.float32), feature_grid, padding_mode="border", align_corners=False)
+            tap: functional.grid_sample(
+                value.to(torch.float32), feature_grid, padding_mode="border", align_corners=False
+            )
             for tap, value in features.items()
         },
         feature_weight=(~mirrored).to(image.device, torch.float32),

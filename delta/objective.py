@@ -69,7 +69,7 @@ class Objective(nn.Module):
         self.taps = list(statistics.feature_mean)[-len(config.levels) :] if config.uses_features else []
         if config.uses_features and len(self.taps) < len(config.levels):
             raise DeltaError(
-                f"the recipe pairs {len(config.levels)} student levels with teacher taps; the store has {len(self.taps)}",
+                f"the recipe pairs {len(config.levels)} student levels with taps; the store has {len(self.taps)}",
                 "build the cache with more taps, or give fewer loss.levels",
             )
         self.projectors = nn.ModuleList()

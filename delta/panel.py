@@ -4,7 +4,6 @@ Knows numpy and Pillow; matplotlib is imported only to draw a curve.
 """
 
 import colorsys
-import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,30 +11,15 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from delta.files import write_aside
+from delta.typeface import Typeface
 
 PAPER, INK, MUTED = "#ffffff", "#1f2328", "#59636e"
 CRISP_ZOOM = 4  # from this enlargement on pixels stay squares: a grid of patches is meant to be seen as one
 FIRST_HUE = 0.08  # of the first attention head, orange; the others follow around the circle
 LINE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito, told apart by all
-TYPEFACE_EXTRAS = "±°·"  # what Pillow's typeface has beyond ASCII and these texts use
-SPELLED_OUT = str.maketrans(
-    {
-        "×": "x",
-        "−": "-",
-        "–": "-",
-        "—": "-",
-        "→": "->",
-        "≤": "<=",
-        "≥": ">=",
-        "≈": "~",
-        "δ": "delta ",
-        "µ": "u",
-        "…": "...",
-    }
-)
 MANY_POINTS = 200  # above it a curve is drawn thin, and its running median bold
 
 
@@ -53,9 +37,9 @@ def side_by_side(
     tiles = [[_fit(image, tile_px) for image in row] for row in rows]
     widths = [max(tile.width for tile in column) for column in zip(*tiles, strict=True)]
     gap_px = round(tile_px * 0.0375)
-    strips = [_title_strip(titles, widths, gap_px, _Typeface(tile_px * 0.05))]
+    strips = [_title_strip(titles, widths, gap_px, Typeface(tile_px * 0.05))]
     for row, caption in zip(tiles, captions or [""] * len(tiles), strict=True):
-        strips.append(_row_strip(row, caption, widths, gap_px, _Typeface(tile_px * 0.044)))
+        strips.append(_row_strip(row, caption, widths, gap_px, Typeface(tile_px * 0.044)))
     return _stack(strips, gap_px * 2 if any(captions or ()) else gap_px, margin_px=round(tile_px * 0.075))
 
 
@@ -119,41 +103,6 @@ def loss_curve(steps: Sequence[float], series: Mapping[str, Sequence[float]], pa
     return path
 
 
-class _Typeface:
-    """Pillow's built-in typeface at one size: it needs no font on the machine, but has few letters beyond ASCII."""
-
-    def __init__(self, size_px: float) -> None:
-        self.line_px = round(size_px * 1.35)
-        self._font = ImageFont.load_default(size=round(size_px))
-        self._space_px = size_px * 0.27  # its own space is 0.2 of the size, and kerning takes from that
-
-    def width(self, words: str) -> float:
-        """Measure a line in pixels."""
-        parts = words.split()
-        return sum(self._font.getlength(part) for part in parts) + self._space_px * max(len(parts) - 1, 0)
-
-    def wrap(self, text: str, width_px: int) -> list[str]:
-        """Break a text into lines that fit, in letters that the typeface has; a single word may stick out."""
-        lines: list[str] = []
-        for word in self._spell(text).split():
-            if lines and self.width(f"{lines[-1]} {word}") <= width_px:
-                lines[-1] += f" {word}"
-            else:
-                lines.append(word)
-        return lines
-
-    def write(self, draw: ImageDraw.ImageDraw, line: str, left: float, middle: float, color: str) -> None:
-        """Draw one line from `left`, centered on the height `middle`."""
-        for word in line.split():
-            draw.text((left, middle), word, font=self._font, fill=color, anchor="lm")
-            left += self._font.getlength(word) + self._space_px
-
-    def _spell(self, text: str) -> str:
-        plain = unicodedata.normalize("NFKD", text.translate(SPELLED_OUT))
-        kept = (letter for letter in plain if not unicodedata.combining(letter))
-        return "".join(letter if letter.isascii() or letter in TYPEFACE_EXTRAS else "?" for letter in kept)
-
-
 def _require_table(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], captions: Sequence[str] | None) -> None:
     if not rows or not titles:
         raise ValueError("a panel needs at least one row and one column")
@@ -172,7 +121,7 @@ def _fit(image: UInt8[np.ndarray, "_ _ 3"], tile_px: int) -> Image.Image:
     return Image.fromarray(image).resize(size, resampling)
 
 
-def _title_strip(titles: Sequence[str], widths: Sequence[int], gap_px: int, typeface: _Typeface) -> Image.Image:
+def _title_strip(titles: Sequence[str], widths: Sequence[int], gap_px: int, typeface: Typeface) -> Image.Image:
     texts = [typeface.wrap(title, width) for title, width in zip(titles, widths, strict=True)]
     n_lines = max(len(lines) for lines in texts)
     strip = Image.new("RGB", (_inner_width(widths, gap_px), n_lines * typeface.line_px), PAPER)
@@ -184,7 +133,7 @@ def _title_strip(titles: Sequence[str], widths: Sequence[int], gap_px: int, type
 
 
 def _row_strip(
-    tiles: Sequence[Image.Image], caption: str, widths: Sequence[int], gap_px: int, typeface: _Typeface
+    tiles: Sequence[Image.Image], caption: str, widths: Sequence[int], gap_px: int, typeface: Typeface
 ) -> Image.Image:
     inner, height = _inner_width(widths, gap_px), max(tile.height for tile in tiles)
     lines = typeface.wrap(caption, inner)

@@ -105,9 +105,7 @@ class SeedDecoder(nn.Module):
         self.fuse = nn.ModuleList(nn.Sequential(_conv(2 * fine, fine, 3), _conv(fine, fine, 3)) for _, fine in pairs)
         width = SEED_WIDTHS[0]
         self.head_narrow = nn.Sequential(nn.Conv2d(width, width // 2, 3, padding=1), nn.ReLU())
-        self.head = nn.Sequential(
-            nn.Conv2d(width // 2, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 1, 1), nn.Sigmoid()
-        )
+        self.head = nn.Sequential(nn.Conv2d(width // 2, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 1, 1), nn.Sigmoid())
 
     def forward(self, levels: list[Tensor]) -> Tensor:
         """Fuse from stride 16 to stride 2, then predict at full size: "b 1 h w" in (0, 1)."""

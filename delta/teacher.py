@@ -51,6 +51,7 @@ class Teacher(Protocol):
 
     identity: TeacherIdentity
     side_multiple: int
+    parameters: int
 
     def __call__(self, image: Float[Tensor, "b 3 s s"]) -> TeacherOutput:
         """Answer for images in [0, 1] whose sides are multiples of `side_multiple`."""
@@ -99,6 +100,7 @@ class DepthAnythingTeacher:
                 f"give ascending block numbers from 1 to {blocks}, such as [3, 6, 9, 12]",
             )
         self._taps, self._dtype, self._device = taps, dtype, device
+        self.parameters = sum(p.numel() for p in model.parameters())
         self._mean = torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1)
         self._std = torch.tensor(IMAGENET_STD, device=device).view(3, 1, 1)
         self.identity = TeacherIdentity(
@@ -151,6 +153,7 @@ class StudentTeacher:
     def __init__(self, student: Student, card: StudentCard, *, device: torch.device) -> None:
         self._student = student.to(device).eval().requires_grad_(False)
         self._device = device
+        self.parameters = sum(p.numel() for p in student.parameters())
         self.identity = TeacherIdentity(
             name=f"delta student {card.config.encoder} of {card.teacher}",
             revision=card.fingerprint,

@@ -4,10 +4,11 @@ Everything random was decided when the batches were made, and the learning rate 
 run resumed from `save_state` goes on as if it had never stopped.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 from msgspec import Meta
@@ -64,9 +65,9 @@ class TrainState:
         self.step = 0
 
     @property
-    def best_student(self) -> nn.Module:
+    def best_student(self) -> Student:
         """The averaged student, or the student itself where no average is kept."""
-        return self.average.module if self.average else self.student
+        return cast(Student, self.average.module) if self.average else self.student
 
     def save(self, path: Path) -> None:
         """Write everything a resumed run needs to one safetensors file, aside first."""
@@ -111,9 +112,7 @@ def fit(state: TrainState, batches: Iterable[Batch], config: OptimizerConfig, to
         t_in_epochs=False,
     )
     state.student.train()
-    for batch in batches:
-        if state.step >= total_steps:
-            return
+    for batch in itertools.islice(batches, max(0, total_steps - state.step)):
         schedule.step_update(state.step)
         yield _step(state, batch, config)
 
@@ -128,7 +127,7 @@ def _step(state: TrainState, batch: Batch, config: OptimizerConfig) -> StepRepor
         values = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
         raise DeltaError(
             f"the loss is not finite at step {state.step + 1}: {values}",
-            "lower the learning rates in the recipe, or set optimizer.precision to float32; the last checkpoint is kept",
+            "lower the learning rates, or set optimizer.precision to float32; the last checkpoint is kept",
         )
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()

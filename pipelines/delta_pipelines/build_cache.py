@@ -41,7 +41,7 @@ class CodecRecipe(Config, kw_only=True):
 
 
 class CacheRecipe(Config, kw_only=True):
-    """What the teacher is asked and what is kept; see recipes/cache.toml. `limit` takes so many photos at random, 0 all."""
+    """What the teacher is asked and what is kept; recipes/cache.toml explains each key."""
 
     size_px: Annotated[int, Meta(ge=64, le=2048)]
     taps: tuple[Annotated[int, Meta(ge=1)], ...]
@@ -101,7 +101,13 @@ def plan_contract(recipe: CacheRecipe, photos: list[Photo], teacher: Teacher) ->
     side = max(1, round(recipe.size_px / teacher.side_multiple)) * teacher.side_multiple
     probe = teacher(torch.full((1, 3, side, side), 0.5))
     kept = msgspec.to_builtins(recipe)
-    for key in ("batch_size", "codec", "chunk_samples", "limit", "teacher_dtype"):  # elsewhere in the contract, or no matter
+    for key in (
+        "batch_size",
+        "codec",
+        "chunk_samples",
+        "limit",
+        "teacher_dtype",
+    ):  # elsewhere in the contract, or no matter
         del kept[key]
     return Contract(
         teacher=msgspec.to_builtins(teacher.identity),

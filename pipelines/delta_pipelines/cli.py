@@ -202,5 +202,8 @@ def main() -> None:
     except OSError as error:
         if error.errno not in FULL_DISK:
             raise
-        complain(f"no space left on the disk for {error.filename or 'the output'}", "free some and run the same command; what is done is kept")
+        complain(
+            f"no space left on the disk for {error.filename or 'the output'}",
+            "free some and run the same command; what is done is kept",
+        )
         sys.exit(2)

@@ -16,7 +16,9 @@ from delta.parity import ParityReport, compare
 PARITY_PHOTOS = 64
 
 
-def export_model(run: Path, path: Path, photos: Path = bundled.PHOTOS, size_px: tuple[int, int] | None = None) -> ParityReport:
+def export_model(
+    run: Path, path: Path, photos: Path = bundled.PHOTOS, size_px: tuple[int, int] | None = None
+) -> ParityReport:
     """Export a run's student to `path` once it has passed the parity check on `photos`.
 
     Args:

@@ -20,11 +20,11 @@ from delta_cache.reader import Store
 from delta_cache.schema import Status
 
 Window = dict[str, np.ndarray]
-STATISTICS_SAMPLES = 256  # a chunk is a random sample of the photos, so a few tell the channels' mean and deviation
+STATISTICS_SAMPLES = 256  # chunks are random samples, so a few tell mean and deviation
 
 
 class FeedConfig(Config, kw_only=True):
-    """How the store is read: chunks in memory at once, and the share (at most `holdout_max`) of photos held out."""
+    """How the store is read: chunks in memory at once; share of photos held out, at most `holdout_max`."""
 
     window_chunks: Annotated[int, Meta(ge=1)] = 4
     holdout: Annotated[float, Meta(gt=0, lt=1)] = 0.06
@@ -32,7 +32,7 @@ class FeedConfig(Config, kw_only=True):
 
 
 class Split(Config, kw_only=True):
-    """Sample numbers to train on and to hold out; the store's order is random already, so the last ones are held out."""
+    """Sample numbers to train on and to hold out: the last ones, as the order of a store is random already."""
 
     train: np.ndarray
     holdout: np.ndarray

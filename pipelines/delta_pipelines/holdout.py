@@ -10,9 +10,8 @@ from torch.nn import functional
 from delta import images
 from delta.colormaps import colorize
 from delta.config import Config
-from delta.files import write_aside
 from delta.metrics import Agreement, agreement, align
-from delta.panel import side_by_side
+from delta.panel import save_picture, side_by_side
 from delta_cache.reader import Store
 from delta_pipelines.feed import Split, read_samples
 
@@ -54,8 +53,7 @@ class Holdout(Config, kw_only=True):
             aligned = (predicted * scale + shift).float().numpy()
             low, high = float(teacher.min()), float(teacher.max())
             rows.append([photo, colorize(teacher.numpy(), vmin=low, vmax=high), colorize(aligned, vmin=low, vmax=high)])
-        with write_aside(path) as aside:
-            side_by_side(rows, ["photo", "teacher", "student"]).save(aside)
+        save_picture(side_by_side(rows, ["photo", "teacher", "student"]), path)
 
 
 def load_holdout(store: Store, split: Split, size_px: int) -> Holdout:
@@ -72,7 +70,9 @@ def load_holdout(store: Store, split: Split, size_px: int) -> Holdout:
 
 def _mean_map(store: Store, split: Split) -> Tensor:
     samples, size = split.train[:MEAN_MAP_SAMPLES], store.contract.chunk_samples
-    total = torch.zeros(next(spec.shape for spec in store.contract.arrays if spec.name == "disparity"), dtype=torch.float64)
+    total = torch.zeros(
+        next(spec.shape for spec in store.contract.arrays if spec.name == "disparity"), dtype=torch.float64
+    )
     for chunk in np.unique(samples // size):
         data = read_samples(store, samples[samples // size == chunk], ["disparity"])
         total += torch.from_numpy(data["disparity"].astype(np.float64)).sum(dim=0)

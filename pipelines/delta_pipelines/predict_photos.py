@@ -8,8 +8,7 @@ import numpy as np
 from delta import images
 from delta.colormaps import colorize
 from delta.errors import DeltaError, UnreadablePhoto
-from delta.files import write_aside
-from delta.panel import side_by_side
+from delta.panel import save_picture, side_by_side
 from delta.predict import DepthPredictor, normalize_for_display, save_disparity_png16, save_npy
 
 
@@ -62,8 +61,7 @@ def _stem(photo: Path, found: list[Path]) -> str:
 def _write(image: np.ndarray, disparity: np.ndarray, target: Path, colormap: str, png16: bool, npy: bool) -> Path:
     picture = target.with_name(f"{target.name}_depth.png")
     colored = colorize(normalize_for_display(disparity), colormap, vmin=0.0, vmax=1.0)
-    with write_aside(picture) as aside:
-        side_by_side([[image, colored]], ["photo", "depth"], tile_px=max(image.shape[:2])).save(aside)
+    save_picture(side_by_side([[image, colored]], ["photo", "depth"], tile_px=max(image.shape[:2])), picture)
     if png16:
         save_disparity_png16(target.with_name(f"{target.name}_disparity.png"), disparity)
     if npy:

@@ -12,8 +12,9 @@ def commit() -> str:
     """The commit of the checkout this package runs from, with "+" when it is changed; empty outside a checkout."""
     folder = Path(__file__).parent
     try:
-        tracked = _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)
-        return _git(folder, "rev-parse", "HEAD") + ("+" if _git(folder, "status", "--porcelain", "-uno") else "") if tracked else ""
+        _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+        return _git(folder, "rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
 

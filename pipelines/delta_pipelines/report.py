@@ -63,7 +63,9 @@ def cache_info(store: Store, as_json: bool) -> None:
     console.facts(
         f"cache {store.path}",
         {
-            "complete": "yes" if facts["complete"] else f"no, {facts['chunks_missing']} of {contract.chunks} chunks missing",
+            "complete": "yes"
+            if facts["complete"]
+            else f"no, {facts['chunks_missing']} of {contract.chunks} chunks missing",
             "photos": f"{counts['cached']} cached, {counts['failed']} left out, {counts['missing']} to do",
             "teacher": f"{contract.teacher['name']} ({contract.teacher['dtype']})",
             "weights": contract.teacher["weights_sha256"][:16],
@@ -107,7 +109,10 @@ def training_progress() -> "Iterator[Watcher]":
 
 def training_done(run: Path, summary: "Summary") -> None:
     """Show how the student agrees with its teacher, beside the mean map."""
-    rows = {f"student (step {summary.best_step} of {summary.steps})": summary.student, "mean map of training": summary.mean_map}
+    rows = {
+        f"student (step {summary.best_step} of {summary.steps})": summary.student,
+        "mean map of training": summary.mean_map,
+    }
     console.out.print(_agreement_table(f"agreement with the teacher, {summary.student.n} held-out photos", rows))
     for name in ("student.safetensors", "samples.png", "loss.png"):
         print(run / name)
@@ -149,7 +154,9 @@ def prediction_progress() -> Iterator[Callable[[Path, str, int], None]]:
 def demo(summary: "DemoSummary") -> None:
     """End the demo: two tables and the panel's path."""
     console.facts("what it took", summary.facts())
-    console.out.print(_agreement_table(f"agreement with the teacher, {summary.student.n} held-out photos", summary.agreements()))
+    console.out.print(
+        _agreement_table(f"agreement with the teacher, {summary.student.n} held-out photos", summary.agreements())
+    )
     for line in summary.remarks:
         console.say(line)
     print(f"panel: {summary.panel}")

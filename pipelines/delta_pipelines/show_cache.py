@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from delta.colormaps import colorize
-from delta.files import write_aside
-from delta.panel import attention_colors, feature_colors, side_by_side
+from delta.panel import attention_colors, feature_colors, save_picture, side_by_side
 from delta_cache.reader import Store
 from delta_cache.schema import Status
 from delta_pipelines.feed import feature_names, read_samples
@@ -33,9 +32,7 @@ def show_cache(store_path: Path, picture: Path, samples: int = 4) -> Path:
         rows.append(row)
     titles = ["photo", "disparity", *taps, *(f"attention {name.split('/')[1]}" for name in attention)]
     captions = [Path(store.photos[sample].path).name for sample in chosen]
-    with write_aside(picture) as aside:
-        side_by_side(rows, titles, captions).save(aside)
-    return picture
+    return save_picture(side_by_side(rows, titles, captions), picture)
 
 
 def _last(features: np.ndarray) -> np.ndarray:

@@ -62,7 +62,7 @@ clean: ## remove .venv, build results and tool caches
 # Some systems ship venv without ensurepip: then the system's pip puts one into a bare environment.
 .venv/pip.stamp:
 	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "Delta needs Python 3.11 or newer, and this is $(or $(PYTHON),what PATH does not have):" \
+	  echo "Delta needs Python 3.11 or newer (tried: $(or $(PYTHON),python3 and python3.11 to python3.13)):" \
 	  "name one with make PYTHON=/path/to/python3." >&2; exit 1; }
 	@echo "Making .venv with $(PYTHON) ..."
 	@$(PYTHON) -m venv --clear .venv >/dev/null 2>&1 || { \

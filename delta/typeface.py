@@ -21,7 +21,7 @@ SPELLED_OUT = str.maketrans(
     }
 )
 LINE_HEIGHT = 1.35  # of the size
-SPACE_WIDTH = 0.27  # of the size; the typeface's own space is 0.2, and kerning takes from that
+SPACE_WIDTH = 0.32  # of the size; the typeface's own space is 0.2, and kerning takes from that
 
 
 class Typeface:

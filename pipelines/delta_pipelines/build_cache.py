@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from msgspec import Meta
 
-from delta import images
+from delta import __version__, images
 from delta.config import Config
 from delta.errors import DeltaError, UnreadablePhoto
 from delta.teacher import Teacher, TeacherOutput
@@ -29,8 +29,9 @@ from delta_cache.schema import (
     order_photos,
 )
 from delta_cache.writer import CacheWriter, open_writer
+from delta_pipelines import provenance
 
-TOOLS = ("delta-depth", "torch", "transformers", "timm", "zarr", "numcodecs", "pillow", "numpy")
+TOOLS = ("torch", "transformers", "timm", "zarr", "numcodecs", "pillow", "numpy")
 
 
 class CodecRecipe(Config, kw_only=True):
@@ -217,8 +218,12 @@ def _join(parts: list[torch.Tensor]) -> np.ndarray:
 
 
 def _provenance() -> dict[str, Any]:
-    tools = {name: version(name) for name in TOOLS}
-    return {"tools": tools | {"python": platform.python_version()}, "machine": platform.machine()}
+    tools = {"delta": __version__} | {name: version(name) for name in TOOLS}
+    return {
+        "tools": tools | {"python": platform.python_version()},
+        "machine": platform.machine(),
+        "commit": provenance.commit(),
+    }
 
 
 def _require_some_photo(writer: CacheWriter) -> Store:

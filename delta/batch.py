@@ -19,7 +19,7 @@ from delta.config import Config
 Probability = Annotated[float, Meta(ge=0, le=1)]
 
 
-class Batch(Config, kw_only=True):
+class Batch(Config, frozen=True, kw_only=True):
     """What one training step needs.
 
     `image` is "b 3 s s" in [0, 1]; `disparity` and `valid` are "b s s"; `features` maps a teacher tap to "b c g g" on a
@@ -33,7 +33,7 @@ class Batch(Config, kw_only=True):
     feature_weight: Tensor
 
 
-class AugmentConfig(Config, kw_only=True):
+class AugmentConfig(Config, frozen=True, kw_only=True):
     """Ranges of the augmentation; zeros and [1, 1] turn it off.
 
     `crop_scale` is the share of the view's area, `crop_ratio` the aspect ratio's range (log-uniform), `rotation_deg`

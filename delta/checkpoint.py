@@ -16,7 +16,7 @@ FORMAT, VERSION = "delta-student", 1
 WEIGHTS = "student.safetensors"
 
 
-class StudentCard(Config, kw_only=True):
+class StudentCard(Config, frozen=True, kw_only=True):
     """What a student is: its shape, how it was made, and how well it agrees with its teacher on held-out photos."""
 
     config: StudentConfig

@@ -1,7 +1,10 @@
-"""The base of every configuration: frozen, and unknown keys are errors (msgspec wants kw_only said in each class)."""
+"""The base of every configuration: frozen, and unknown keys are errors."""
 
 import msgspec
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A frozen record that TOML and JSON convert to, with types, ranges and names checked."""
+    """A record that TOML and JSON convert to, with types, ranges and names checked.
+
+    Subclasses say `frozen=True, kw_only=True` again: msgspec does not hand the second down, nor type checkers the first.
+    """

@@ -20,7 +20,7 @@ Weight = Annotated[float, Meta(ge=0)]
 STRIDES = (2, 4, 8, 16, 32)
 
 
-class LossConfig(Config, kw_only=True):
+class LossConfig(Config, frozen=True, kw_only=True):
     """Weights of the terms (0 turns one off) and what they compare.
 
     `target` divides the teacher's disparity by a constant of the store, or by each image's maximum as the seed does.
@@ -51,7 +51,7 @@ class LossConfig(Config, kw_only=True):
         return max(self.features, self.attention_transfer, self.feature_l1, self.attention_l2) > 0
 
 
-class TargetStatistics(Config, kw_only=True):
+class TargetStatistics(Config, frozen=True, kw_only=True):
     """Constants of a store: mean disparity, and per tap the features' channel means and deviations."""
 
     disparity_scale: float

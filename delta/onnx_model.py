@@ -22,7 +22,7 @@ EXPORT_AGAIN = "`delta export` writes such files"
 CARD_TEXTS = ("encoder", "teacher", "commit", "fingerprint")
 
 
-class ModelCard(Config, frozen=True):
+class ModelCard(Config, frozen=True, kw_only=True):
     """What an exported model says about itself, from the ONNX metadata `delta.*`."""
 
     format_version: int

@@ -19,7 +19,7 @@ from delta.student import Student
 GATE_RELATIVE = 1e-5
 
 
-class ImageParity(Config, frozen=True):
+class ImageParity(Config, frozen=True, kw_only=True):
     """How far one image's disparity from the file is from the student's; errors are infinite where one is not finite.
 
     `max_relative` is `max_absolute` divided by the range, maximum minimum minus, of the student's disparity of this
@@ -35,7 +35,7 @@ class ImageParity(Config, frozen=True):
     pearson: float
 
 
-class ParityReport(Config, frozen=True):
+class ParityReport(Config, frozen=True, kw_only=True):
     """The comparison of a student with its ONNX file over some images: the worst of each measure, and every image."""
 
     passed: bool

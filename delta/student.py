@@ -15,7 +15,7 @@ SIDE_MULTIPLE = 64  # MobileViT unfolds 2x2 patches at stride 32; other sides ma
 SEED_WIDTHS = (64, 128, 160, 256)
 
 
-class StudentConfig(Config, kw_only=True):
+class StudentConfig(Config, frozen=True, kw_only=True):
     """What decides the shape of a student.
 
     `encoder` is a timm name `mobilevit_*` or `mobilevitv2_*`; `decoder` is Delta's light one or the seed's; `width` is
@@ -29,6 +29,9 @@ class StudentConfig(Config, kw_only=True):
 
 class Student(nn.Module):
     """Images in [0, 1] to disparity, larger = nearer, in the teacher's units divided by the cache's constant."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, config: StudentConfig, encoder: nn.Module, decoder: nn.Module) -> None:
         super().__init__()

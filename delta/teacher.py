@@ -23,7 +23,7 @@ DEFAULT_TEACHER = "depth-anything/Depth-Anything-V2-Small-hf"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class TeacherIdentity(Config, kw_only=True):
+class TeacherIdentity(Config, frozen=True, kw_only=True):
     """What decides a teacher's numbers, beside the pixels it is shown."""
 
     name: str
@@ -33,7 +33,7 @@ class TeacherIdentity(Config, kw_only=True):
     dtype: str
 
 
-class TeacherOutput(Config, kw_only=True):
+class TeacherOutput(Config, frozen=True, kw_only=True):
     """The answers for one batch; all maps are square because views are.
 
     `disparity` is relative inverse depth, larger = nearer, at the input's size. `features` maps a tap's name, shallow
@@ -112,7 +112,7 @@ class DepthAnythingTeacher:
         )
 
     @property
-    def _blocks(self) -> nn.ModuleList:
+    def _blocks(self) -> Any:
         return self._model.backbone.encoder.layer
 
     @torch.inference_mode()

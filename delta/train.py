@@ -13,8 +13,8 @@ from typing import Annotated, Literal, cast
 import torch
 from msgspec import Meta
 from safetensors.torch import load_file, save_file
-from timm.scheduler import CosineLRScheduler
-from timm.utils import ModelEmaV3
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from delta.batch import Batch
@@ -26,7 +26,7 @@ from delta.objective import Objective
 from delta.student import Student
 
 
-class OptimizerConfig(Config, kw_only=True):
+class OptimizerConfig(Config, frozen=True, kw_only=True):
     """AdamW in two groups (encoder; decoder and projectors), warm-up and cosine, clipping, EMA, autocast.
 
     `ema_decay` is reached by timm's warm-up; 0 keeps no average. `precision` is that of the forward pass; losses are
@@ -43,7 +43,7 @@ class OptimizerConfig(Config, kw_only=True):
     precision: Literal["float32", "bfloat16"] = "bfloat16"
 
 
-class StepReport(Config, kw_only=True):
+class StepReport(Config, frozen=True, kw_only=True):
     """One step's numbers: 1-based `step`, loss terms, gradient norm before clipping, decoder learning rate."""
 
     step: int

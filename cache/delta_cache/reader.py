@@ -169,7 +169,7 @@ def _read_attributes(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise NotAStore(f"there is no cache at {path}", "`delta cache build PHOTOS STORE` makes one")
     try:
-        delta = zarr.open_group(str(path), mode="r", zarr_format=3).attrs["delta"]
+        delta: Any = zarr.open_group(str(path), mode="r", zarr_format=3).attrs["delta"]
     except (FileNotFoundError, KeyError, ValueError):
         delta = None
     if not isinstance(delta, dict) or not isinstance(delta.get("contract"), dict):

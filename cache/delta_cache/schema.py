@@ -24,7 +24,7 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
-class ArraySpec(_Record, kw_only=True):
+class ArraySpec(_Record, frozen=True, kw_only=True):
     """One array of the store: `shape` is that of a sample; the first axis on disk counts samples."""
 
     name: str
@@ -32,14 +32,14 @@ class ArraySpec(_Record, kw_only=True):
     dtype: Literal["uint8", "float16", "float32"]
 
 
-class Photo(_Record, kw_only=True):
+class Photo(_Record, frozen=True, kw_only=True):
     """One source photo: path relative to the photo folder with forward slashes, and its size on disk."""
 
     path: str
     bytes: int
 
 
-class Contract(_Record, kw_only=True):
+class Contract(_Record, frozen=True, kw_only=True):
     """All that decides the cached numbers. Two stores of one fingerprint hold the same answers.
 
     `teacher` names weights and preprocessing, `recipe` the view and what is kept, `photos` the source list.
@@ -70,7 +70,7 @@ class Contract(_Record, kw_only=True):
         return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()
 
 
-class SampleRecord(_Record, kw_only=True):
+class SampleRecord(_Record, frozen=True, kw_only=True):
     """What became of one photo: `failure` is empty for a cached one, else the reason it was left out."""
 
     path: str
@@ -78,7 +78,7 @@ class SampleRecord(_Record, kw_only=True):
     failure: str = ""
 
 
-class ChunkRecord(_Record, kw_only=True):
+class ChunkRecord(_Record, frozen=True, kw_only=True):
     """The ledger's entry for one chunk, written only after its data is on disk."""
 
     chunk: int

@@ -88,7 +88,6 @@ def open_writer(
         yield CacheWriter(store)
     finally:
         lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _create(path: Path, contract: Contract, photos: list[Photo], provenance: Mapping[str, Any]) -> None:

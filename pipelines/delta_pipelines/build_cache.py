@@ -34,14 +34,14 @@ from delta_pipelines import provenance
 TOOLS = ("torch", "transformers", "timm", "zarr", "numcodecs", "pillow", "numpy")
 
 
-class CodecRecipe(Config, kw_only=True):
+class CodecRecipe(Config, frozen=True, kw_only=True):
     """Blosc's compressor and level."""
 
     cname: Literal["zstd", "lz4"] = "zstd"
     clevel: Annotated[int, Meta(ge=0, le=9)] = 3
 
 
-class CacheRecipe(Config, kw_only=True):
+class CacheRecipe(Config, frozen=True, kw_only=True):
     """What the teacher is asked and what is kept; recipes/cache.toml explains each key."""
 
     size_px: Annotated[int, Meta(ge=64, le=2048)]
@@ -56,7 +56,7 @@ class CacheRecipe(Config, kw_only=True):
     codec: CodecRecipe
 
 
-class DecodedPhoto(Config, kw_only=True):
+class DecodedPhoto(Config, frozen=True, kw_only=True):
     """One photo as the teacher will see it; a zero image where `record.failure` says why there is none."""
 
     record: SampleRecord
@@ -82,8 +82,7 @@ def build_cache(
         CacheError: the store is of another contract, or being written by another build.
     """
     root = folder if folder.is_dir() else folder.parent
-    photos = order_photos(_list_photos(folder, root), recipe.seed)[: recipe.limit or None]
-    contract = plan_contract(recipe, photos, teacher)
+    photos, contract = plan_store(recipe, folder, teacher)
     with open_writer(store, contract, photos, _provenance()) as writer:
         pending = writer.pending
         done = contract.samples - sum(len(contract.chunk_range(chunk)) for chunk in pending)
@@ -97,8 +96,19 @@ def build_cache(
         return _require_some_photo(writer)
 
 
-def plan_contract(recipe: CacheRecipe, photos: list[Photo], teacher: Teacher) -> Contract:
-    """Work out the contract: the teacher answers once on a gray image to tell its shapes."""
+def plan_store(recipe: CacheRecipe, folder: Path, teacher: Teacher) -> tuple[list[Photo], Contract]:
+    """List and order the photos and work out the contract, without writing anything.
+
+    Raises:
+        DeltaError: no photos.
+    """
+    root = folder if folder.is_dir() else folder.parent
+    photos = order_photos(_list_photos(folder, root), recipe.seed)[: recipe.limit or None]
+    return photos, _contract(recipe, photos, teacher)
+
+
+def _contract(recipe: CacheRecipe, photos: list[Photo], teacher: Teacher) -> Contract:
+    """Fill in the contract: the teacher answers once on a gray image to tell its shapes."""
     side = max(1, round(recipe.size_px / teacher.side_multiple)) * teacher.side_multiple
     probe = teacher(torch.full((1, 3, side, side), 0.5))
     kept = msgspec.to_builtins(recipe)

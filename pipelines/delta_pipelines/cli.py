@@ -23,6 +23,7 @@ cache = typer.Typer(help="Build and look at teacher caches.", no_args_is_help=Tr
 app.add_typer(cache, name="cache")
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+INTERRUPTED = 130
 MENDABLE = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 
 Store = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the cache.")]
@@ -193,6 +194,10 @@ def main() -> None:
 
     try:
         app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            complain("interrupted", "run the same command to go on; what is done is kept")
+        raise
     except (DeltaError, CacheError) as error:
         complain(str(error), error.hint)
         sys.exit(error.exit_code)

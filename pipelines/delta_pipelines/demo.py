@@ -1,5 +1,6 @@
 """The whole chain in one go, on a dozen photos: cache, train, export, verify, see depth."""
 
+import hashlib
 import statistics
 import time
 from collections.abc import Callable
@@ -19,8 +20,8 @@ from delta.panel import save_picture, side_by_side
 from delta.predict import DepthPredictor, normalize_for_display
 from delta.teacher import DEFAULT_TEACHER, Teacher, load_teacher, teacher_name
 from delta_cache.reader import Store
-from delta_pipelines import console, report
-from delta_pipelines.build_cache import CacheRecipe, build_cache
+from delta_pipelines import console, provenance, report
+from delta_pipelines.build_cache import CacheRecipe, build_cache, plan_store
 from delta_pipelines.distill import Summary, TrainRecipe, distill
 from delta_pipelines.export_model import export_model, verify_model
 from delta_pipelines.feed import read_samples, split_store
@@ -33,7 +34,7 @@ ROWS_SHOWN = 4
 TIMED_RUNS = 5
 
 
-class DemoSummary(Config, kw_only=True):
+class DemoSummary(Config, frozen=True, kw_only=True):
     """What the demo ends with."""
 
     panel: Path
@@ -70,26 +71,35 @@ class DemoSummary(Config, kw_only=True):
 
 
 def run_demo(out: Path, photos: Path | None, teacher: str | None, device: torch.device) -> DemoSummary:
-    """Run every stage into `out` and draw photo, teacher and student side by side.
+    """Run every stage into a folder of `out` and draw photo, teacher and student side by side.
 
     Where the hub cannot be reached and no teacher was named, the bundled student acts as the teacher: any Delta
     checkpoint may (multi-stage distillation).
     """
-    watch, remarks = report.Stopwatch(), list[str]()
+    watch, remarks, folder = report.Stopwatch(), list[str](), photos or bundled.PHOTOS
     cache_recipe = load_recipe(CacheRecipe, "cache", [f"limit={PHOTOS_AT_MOST}", "chunk_samples=8", "taps=[9, 12]"])
+    train_recipe = load_recipe(TrainRecipe, "demo")
     with watch.stage("load the teacher"):
         loaded = _load_teacher(teacher, cache_recipe, device, remarks)
-    with watch.stage("cache the teacher's answers"), report.cache_progress(out / "store.zarr") as on_chunk:
-        store = build_cache(cache_recipe, photos or bundled.PHOTOS, out / "store.zarr", loaded, on_chunk)
+        place = out / _key(cache_recipe, train_recipe, folder, loaded)
+    with watch.stage("cache the teacher's answers"), report.cache_progress(place / "store.zarr") as on_chunk:
+        store = build_cache(cache_recipe, folder, place / "store.zarr", loaded, on_chunk)
     with watch.stage("train the student from the cache"), report.training_progress() as watcher:
-        recipe = _scale(load_recipe(TrainRecipe, "demo"), store)
-        summary = distill(recipe, store.path, out / "run", device=device, watcher=watcher)
+        train_recipe = _scale(train_recipe, store)
+        summary = distill(train_recipe, store.path, place / "run", device=device, watcher=watcher)
     with watch.stage("export to ONNX and verify"):
-        export_model(out / "run", out / "model.onnx", photos or bundled.PHOTOS)
-        verify_model(out / "model.onnx", out / "run", photos or bundled.PHOTOS).require()
+        export_model(place / "run", place / "model.onnx", folder)
+        verify_model(place / "model.onnx", place / "run", folder).require()
     with watch.stage("see depth"):
-        panel = _draw(store, recipe, out / "model.onnx", out / "panel.png")
-    return _summarize(out, store, recipe, loaded, summary, panel, watch.seconds, remarks)
+        panel = _draw(store, train_recipe, place / "model.onnx", place / "panel.png")
+    return _summarize(place, store, train_recipe, loaded, summary, panel, watch.seconds, remarks)
+
+
+def _key(cache_recipe: CacheRecipe, train_recipe: TrainRecipe, folder: Path, teacher: Teacher) -> str:
+    """Name a subfolder by what decides the demo's numbers: the same demo resumes there, another has its own."""
+    _photos, contract = plan_store(cache_recipe, folder, teacher)
+    start = hashlib.sha256(bundled.STUDENT.read_bytes()).hexdigest()
+    return provenance.fingerprint(contract.fingerprint, msgspec.to_builtins(train_recipe), start)[:8]
 
 
 def _load_teacher(name: str | None, recipe: CacheRecipe, device: torch.device, remarks: list[str]) -> Teacher:
@@ -123,7 +133,7 @@ def _draw(store: Store, recipe: TrainRecipe, model: Path, path: Path) -> Path:
 
 
 def _summarize(
-    out: Path,
+    place: Path,
     store: Store,
     recipe: TrainRecipe,
     teacher: Teacher,
@@ -132,11 +142,11 @@ def _summarize(
     seconds: dict[str, float],
     remarks: list[str],
 ) -> DemoSummary:
-    student, _ = load_student(out / "run")
+    student, _ = load_student(place / "run")
     before, _ = load_student(bundled.STUDENT)
     holdout = load_holdout(store, split_store(store, recipe.feed), recipe.size_px)
     teacher_ms, student_ms = _time_both(
-        teacher, DepthPredictor.open(out / "model.onnx"), store.contract.recipe["size_px"]
+        teacher, DepthPredictor.open(place / "model.onnx"), store.contract.recipe["size_px"]
     )
     return DemoSummary(
         panel=panel,

@@ -29,7 +29,7 @@ SidePx = Annotated[int, Meta(ge=SIDE_MULTIPLE, multiple_of=SIDE_MULTIPLE)]
 CADENCE = ("checkpoint_steps", "evaluate_steps")
 
 
-class TrainRecipe(Config, kw_only=True):
+class TrainRecipe(Config, frozen=True, kw_only=True):
     """Everything a training run can be told; see recipes/student.toml and recipes/seed.toml.
 
     `size_schedule` lists [share of the steps, side in px]: from that share on, crops have that side; empty trains at
@@ -54,7 +54,7 @@ class TrainRecipe(Config, kw_only=True):
     evaluate_steps: Annotated[int, Meta(ge=1)] = 200
 
 
-class Watcher(Config, kw_only=True):
+class Watcher(Config, frozen=True, kw_only=True):
     """Whom a run tells of its progress; by default nobody."""
 
     say: Callable[[str], None] = lambda text: None
@@ -62,7 +62,7 @@ class Watcher(Config, kw_only=True):
     evaluation: Callable[[int, Agreement], None] = lambda step, agreement: None
 
 
-class Summary(Config, kw_only=True):
+class Summary(Config, frozen=True, kw_only=True):
     """How a run ended: agreement with the teacher on held-out photos, and that of the training photos' mean map."""
 
     student: Agreement

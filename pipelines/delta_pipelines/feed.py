@@ -23,7 +23,7 @@ Window = dict[str, np.ndarray]
 STATISTICS_SAMPLES = 256  # chunks are random samples, so a few tell mean and deviation
 
 
-class FeedConfig(Config, kw_only=True):
+class FeedConfig(Config, frozen=True, kw_only=True):
     """How the store is read: chunks in memory at once; share of photos held out, at most `holdout_max`."""
 
     window_chunks: Annotated[int, Meta(ge=1)] = 4
@@ -31,7 +31,7 @@ class FeedConfig(Config, kw_only=True):
     holdout_max: Annotated[int, Meta(ge=1)] = 256
 
 
-class Split(Config, kw_only=True):
+class Split(Config, frozen=True, kw_only=True):
     """Sample numbers to train on and to hold out: the last ones, as the order of a store is random already."""
 
     train: np.ndarray

@@ -19,7 +19,7 @@ BATCH, SHOWN = 8, 6
 MEAN_MAP_SAMPLES = 2048
 
 
-class Holdout(Config, kw_only=True):
+class Holdout(Config, frozen=True, kw_only=True):
     """Views and teacher disparity of the held-out photos at the student's size, and the training photos' mean map."""
 
     photos: np.ndarray

@@ -19,7 +19,7 @@ STATE, IDENTITY, METRICS = "state.safetensors", "run.json", "metrics.jsonl"
 FORMAT, VERSION = "delta-run", 1
 
 
-class RunIdentity(Config, kw_only=True):
+class RunIdentity(Config, frozen=True, kw_only=True):
     """What decides a run's weights, as kept in run.json; `init_sha256` is that of the weights it starts from."""
 
     format: str = FORMAT

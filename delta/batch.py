@@ -17,6 +17,8 @@ from torchvision.transforms.v2 import functional as color
 from delta.config import Config
 
 Probability = Annotated[float, Meta(ge=0, le=1)]
+Share = Annotated[float, Meta(gt=0, le=1)]
+Ratio = Annotated[float, Meta(gt=0)]
 
 
 class Batch(Config, frozen=True, kw_only=True):
@@ -40,8 +42,8 @@ class AugmentConfig(Config, frozen=True, kw_only=True):
     the largest angle; jitters are as in torchvision's ColorJitter, applied to each image on its own.
     """
 
-    crop_scale: tuple[float, float] = (0.4, 1.0)
-    crop_ratio: tuple[float, float] = (0.75, 1.333)
+    crop_scale: tuple[Share, Share] = (0.4, 1.0)
+    crop_ratio: tuple[Ratio, Ratio] = (0.75, 1.333)
     mirror: Probability = 0.5
     rotation_deg: Annotated[float, Meta(ge=0, le=45)] = 0.0
     brightness: Probability = 0.3

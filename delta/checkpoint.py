@@ -65,7 +65,8 @@ def load_student(path: Path) -> tuple[Student, StudentCard]:
         student = build_student(card.config)
         student.load_state_dict(load_file(file))
     except (KeyError, msgspec.MsgspecError, RuntimeError, safetensors.SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+        # torch lists every tensor that does not fit, over many lines
+        reason = "its weights do not fit its card" if isinstance(error, RuntimeError) else str(error).splitlines()[0]
         raise DeltaError(f"the student {file} is damaged: {reason}", "train or download it again") from error
     return student.eval(), card
 

@@ -7,17 +7,28 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from delta.errors import DeltaError, UnreadablePhoto
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MIN_SIDE_PX = 32  # one step of the encoder; below it there is no scene to see
 MAX_MEGAPIXELS = 100  # a decoded photo of this size already takes 300 MB
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # EXIF orientation -> what undoes it
 
 
 def find_photos(path: Path) -> list[Path]:
     """List the photos at `path`, a file or a folder searched recursively, in a stable order.
+
+    A link that leads nowhere is listed too: reading it says so, where leaving it out would lose a photo silently.
 
     Raises:
         DeltaError: `path` does not exist or holds no JPEG, PNG or WebP file.
@@ -26,7 +37,7 @@ def find_photos(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise DeltaError(f"there is no folder {path}", "name an existing folder of photos")
-    photos = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    photos = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and _is_listed(p))
     if not photos:
         raise DeltaError(
             f"no photos in {path}: looked for {', '.join(SUFFIXES)} there and below",
@@ -45,14 +56,14 @@ def read_photo(path: Path) -> UInt8[np.ndarray, "h w 3"]:
         with Image.open(path) as image:
             _require_usable_size(image)
             image.load()
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
-    except UnreadablePhoto:
+            return np.asarray(_to_rgb(_upright(image)))
+    except (UnreadablePhoto, MemoryError):
         raise
     except Image.UnidentifiedImageError:
         raise UnreadablePhoto("it is not an image in a known format") from None
     except Image.DecompressionBombError:
         raise UnreadablePhoto(f"it is above {MAX_MEGAPIXELS} megapixels; scale it down first") from None
-    except (OSError, ValueError, SyntaxError, EOFError) as error:  # Pillow's ways to say that a file is broken
+    except Exception as error:  # Pillow's parsers let out what they stumble on: OSError, SyntaxError, struct.error, ...
         raise UnreadablePhoto(f"it cannot be decoded: {error}") from error
 
 
@@ -77,6 +88,10 @@ def to_tensor_layout(image: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "
     return np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32) / np.float32(255)
 
 
+def _is_listed(path: Path) -> bool:
+    return path.is_file() or (path.is_symlink() and not path.exists())
+
+
 def _require_usable_size(image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_MEGAPIXELS * 1_000_000:
@@ -85,8 +100,16 @@ def _require_usable_size(image: Image.Image) -> None:
         raise UnreadablePhoto(f"it is {width}x{height} px, below {MIN_SIDE_PX} px on a side")
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """Undo the EXIF orientation; ImageOps.exif_transpose would also rewrite the EXIF, and fail where it is damaged."""
+    method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if method is None else image.transpose(method)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit gray: Pillow's own conversion would clip it at 255
         wide = np.asarray(image, dtype=np.int64).clip(0, 65535)
         image = Image.fromarray((wide >> 8).astype(np.uint8))
+    elif image.mode == "P" and "transparency" in image.info:  # Pillow warns when the alpha is dropped at once
+        image = image.convert("RGBA")
     return image.convert("RGB")

@@ -18,6 +18,8 @@ from delta.errors import DeltaError
 
 Weight = Annotated[float, Meta(ge=0)]
 STRIDES = (2, 4, 8, 16, 32)
+DISPARITY_TERMS = ("affine_invariant", "raw", "gradient", "silog", "sobel", "mse")
+FEATURE_TERMS = ("features", "attention_transfer", "feature_l1", "attention_l2")
 
 
 class LossConfig(Config, frozen=True, kw_only=True):
@@ -41,14 +43,14 @@ class LossConfig(Config, frozen=True, kw_only=True):
     feature_l1: Weight = 0.0
     attention_l2: Weight = 0.0
     mse: Weight = 0.0
-    levels: tuple[Literal[2, 4, 8, 16, 32], ...] = (16, 32)
+    levels: Annotated[tuple[Literal[2, 4, 8, 16, 32], ...], Meta(min_length=1)] = (16, 32)
     standardize: bool = True
     train_projectors: bool = True
 
     @property
     def uses_features(self) -> bool:
         """Whether any term looks at features, so that the feed must read them."""
-        return max(self.features, self.attention_transfer, self.feature_l1, self.attention_l2) > 0
+        return any(getattr(self, name) > 0 for name in FEATURE_TERMS)
 
 
 class TargetStatistics(Config, frozen=True, kw_only=True):
@@ -64,6 +66,10 @@ class Objective(nn.Module):
 
     def __init__(self, config: LossConfig, channels: list[int], statistics: TargetStatistics) -> None:
         super().__init__()
+        if not any(getattr(config, name) > 0 for name in DISPARITY_TERMS + FEATURE_TERMS):
+            raise DeltaError(
+                "every term of the loss has weight 0", "give one a weight, such as --set loss.affine_invariant=1"
+            )
         self.config = config
         self.disparity_scale = statistics.disparity_scale
         self.taps = list(statistics.feature_mean)[-len(config.levels) :] if config.uses_features else []

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from delta.checkpoint import StudentCard, is_student, load_student
@@ -34,10 +35,10 @@ class TeacherIdentity(Config, frozen=True, kw_only=True):
 
 
 class TeacherOutput(Config, frozen=True, kw_only=True):
-    """The answers for one batch; all maps are square because views are.
+    """The answers for one batch.
 
     `disparity` is relative inverse depth, larger = nearer, at the input's size. `features` maps a tap's name, shallow
-    to deep, to "b c g g"; `attention` maps it to the CLS-to-patch attention "b heads g g", each head summing to at
+    to deep, to "b c gh gw"; `attention` maps it to the CLS-to-patch attention "b heads gh gw", each head summing to at
     most 1 (the rest is CLS to CLS).
     """
 
@@ -53,7 +54,7 @@ class Teacher(Protocol):
     side_multiple: int
     parameters: int
 
-    def __call__(self, image: Float[Tensor, "b 3 s s"]) -> TeacherOutput:
+    def __call__(self, image: Float[Tensor, "b 3 h w"]) -> TeacherOutput:
         """Answer for images in [0, 1] whose sides are multiples of `side_multiple`."""
         ...
 
@@ -116,7 +117,7 @@ class DepthAnythingTeacher:
         return self._model.backbone.encoder.layer
 
     @torch.inference_mode()
-    def __call__(self, image: Float[Tensor, "b 3 s s"]) -> TeacherOutput:
+    def __call__(self, image: Float[Tensor, "b 3 h w"]) -> TeacherOutput:
         """Answer for a batch; sides must be multiples of 14."""
         pixels = ((image.to(self._device, torch.float32) - self._mean) / self._std).to(self._dtype)
         tokens: dict[int, Tensor] = {}
@@ -135,7 +136,7 @@ class DepthAnythingTeacher:
         finally:
             for hook in hooks:
                 hook.remove()
-        grid = image.shape[-1] // self.side_multiple
+        grid = (image.shape[-2] // self.side_multiple, image.shape[-1] // self.side_multiple)
         heads = self._model.config.backbone_config.num_attention_heads
         norm = self._model.backbone.layernorm
         return TeacherOutput(
@@ -163,15 +164,17 @@ class StudentTeacher:
         )
 
     @torch.inference_mode()
-    def __call__(self, image: Float[Tensor, "b 3 s s"]) -> TeacherOutput:
+    def __call__(self, image: Float[Tensor, "b 3 h w"]) -> TeacherOutput:
         """Answer for a batch; sides must be multiples of 64. A student has no CLS token, so no attention."""
         disparity, levels = self._student.forward_with_features(image.to(self._device, torch.float32))
         features = {f"stride{stride:02d}": level for stride, level in zip((4, 8, 16, 32), levels[1:], strict=True)}
         return TeacherOutput(disparity=disparity.clamp(min=0), features=features, attention={})
 
 
-def cls_attention(query: Float[Tensor, "b n d"], key: Float[Tensor, "b n d"], heads: int, grid: int) -> Tensor:
-    """Compute softmax(q_cls k / sqrt(d_head)) over all tokens and keep the patches: "b heads grid grid".
+def cls_attention(
+    query: Float[Tensor, "b n d"], key: Float[Tensor, "b n d"], heads: int, grid: tuple[int, int]
+) -> Tensor:
+    """Compute softmax(q_cls k / sqrt(d_head)) over all tokens and keep the patches of the grid: "b heads gh gw".
 
     Equal to the "eager" kernel's CLS row; the default SDPA kernel of transformers returns no attention at all.
     """
@@ -180,7 +183,7 @@ def cls_attention(query: Float[Tensor, "b n d"], key: Float[Tensor, "b n d"], he
     cls_query = query[:, :1].float().view(batch, 1, heads, head_width).transpose(1, 2)
     keys = key.float().view(batch, tokens, heads, head_width).transpose(1, 2)
     attention = (cls_query @ keys.transpose(2, 3) / head_width**0.5).softmax(dim=-1)
-    return attention[:, :, 0, 1:].reshape(batch, heads, grid, grid)
+    return attention[:, :, 0, 1:].reshape(batch, heads, *grid)
 
 
 def digest_weights(state: Mapping[str, Tensor]) -> str:
@@ -204,8 +207,8 @@ def _block(tap: int) -> str:
     return f"block{tap:02d}"
 
 
-def _patch_grid(tokens: Float[Tensor, "b n d"], grid: int) -> Tensor:
-    return tokens[:, 1:].float().transpose(1, 2).reshape(tokens.shape[0], -1, grid, grid)
+def _patch_grid(tokens: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Tensor:
+    return tokens[:, 1:].float().transpose(1, 2).reshape(tokens.shape[0], -1, *grid)
 
 
 def _load_depth_anything(name: str) -> Any:
@@ -214,8 +217,10 @@ def _load_depth_anything(name: str) -> Any:
 
     logging.disable_progress_bar()
     try:
-        model = AutoModelForDepthEstimation.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError) as error:
+        model, loading = AutoModelForDepthEstimation.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise DeltaError(
             f"the teacher {name} cannot be loaded: {str(error).splitlines()[0]}",
             "give --teacher (or DELTA_TEACHER) a local folder in hub layout, or connect to the hub once",
@@ -224,6 +229,16 @@ def _load_depth_anything(name: str) -> Any:
         raise DeltaError(
             f"the teacher {name} is a {model.config.model_type} model, not a Depth-Anything",
             f"use {DEFAULT_TEACHER}, another Depth-Anything-V2 in hub layout, or a Delta run",
+        )
+    lacking = sorted(loading["missing_keys"])
+    if lacking:  # transformers would go on with random numbers in their place
+        raise DeltaError(
+            f"the teacher {name} lacks {len(lacking)} of its tensors, {lacking[0]} among them", "download it again"
+        )
+    if model.config.depth_estimation_type != "relative":
+        raise DeltaError(
+            f"the teacher {name} answers {model.config.depth_estimation_type} depth, not relative disparity",
+            f"use {DEFAULT_TEACHER} or another relative Depth-Anything-V2",
         )
     return model
 

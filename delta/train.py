@@ -12,6 +12,7 @@ from typing import Annotated, Literal, cast
 
 import torch
 from msgspec import Meta
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.utils.model_ema import ModelEmaV3
@@ -82,8 +83,15 @@ class TrainState:
             save_file(tensors, aside)
 
     def load(self, path: Path) -> None:
-        """Restore what `save` wrote."""
-        tensors = load_file(path)
+        """Restore what `save` wrote.
+
+        Raises:
+            DeltaError: the file is damaged.
+        """
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise DeltaError(f"{path} is damaged: {error}", "delete it to train from the start") from error
         self.student.load_state_dict(unflatten_state("student", tensors))
         self.objective.load_state_dict(unflatten_state("objective", tensors))
         if self.average:
@@ -101,7 +109,7 @@ def fit(state: TrainState, batches: Iterable[Batch], config: OptimizerConfig, to
     """Train until `total_steps`, taking a batch a step and yielding its report; `state` moves on in place.
 
     Raises:
-        DeltaError: the loss is no longer finite; `state` still holds the last good step's weights.
+        DeltaError: loss or gradient is no longer finite; `state` still holds the last good step's weights.
     """
     schedule = CosineLRScheduler(
         state.optimizer,
@@ -123,16 +131,12 @@ def _step(state: TrainState, batch: Batch, config: OptimizerConfig) -> StepRepor
         disparity, levels = state.student.forward_with_features(image)
         terms = state.objective(disparity.float(), levels, batch)
     loss = terms["total"]
-    if not torch.isfinite(loss):
-        values = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
-        raise DeltaError(
-            f"the loss is not finite at step {state.step + 1}: {values}",
-            "lower the learning rates, or set optimizer.precision to float32; the last checkpoint is kept",
-        )
+    _require_finite("loss", loss, state.step + 1, terms)
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+    _require_finite("gradient", norm, state.step + 1, terms)
     state.optimizer.step()
     state.step += 1
     if state.average:
@@ -142,6 +146,16 @@ def _step(state: TrainState, batch: Batch, config: OptimizerConfig) -> StepRepor
         terms={name: value.item() for name, value in terms.items()},
         grad_norm=norm.item(),
         learning_rate=state.optimizer.param_groups[-1]["lr"],
+    )
+
+
+def _require_finite(what: str, value: Tensor, step: int, terms: dict[str, Tensor]) -> None:
+    if torch.isfinite(value):
+        return
+    values = ", ".join(f"{name} {term.item():.3g}" for name, term in terms.items())
+    raise DeltaError(
+        f"the {what} is not finite at step {step}: {values}",
+        "lower the learning rates, or set optimizer.precision to float32; the last checkpoint is kept",
     )
 
 

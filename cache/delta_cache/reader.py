@@ -6,14 +6,14 @@ A chunk without a ledger record does not exist. Missing samples are masked, neve
 import hashlib
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 import numpy as np
 import zarr
 
 from delta_cache.errors import CacheError, CorruptStore, IncompleteStore, NotAStore
-from delta_cache.schema import FORMAT, VERSION, ChunkRecord, Contract, Photo, Status
+from delta_cache.schema import FORMAT, VERSION, ChunkRecord, Contract, Photo, Status, digest_photos
 
 LEDGER, PHOTOS = "ledger", "photos.jsonl"
 
@@ -27,7 +27,7 @@ class Store:
         self.provenance = provenance
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path) -> "Store":
         """Open the store at `path`.
 
         Raises:
@@ -52,24 +52,49 @@ class Store:
 
     @cached_property
     def photos(self) -> list[Photo]:
-        """The source photos in sample order."""
-        lines = (self.path / PHOTOS).read_bytes().splitlines()
-        return [msgspec.json.decode(line, type=Photo) for line in lines]
+        """The source photos in sample order.
+
+        Raises:
+            CorruptStore: the list is gone or not the one in the contract.
+        """
+        try:
+            lines = (self.path / PHOTOS).read_bytes().splitlines()
+            photos = [msgspec.json.decode(line, type=Photo) for line in lines]
+        except (FileNotFoundError, msgspec.DecodeError):
+            photos = []
+        if digest_photos(photos) != self.contract.photos.get("list_sha256"):
+            raise CorruptStore(f"{self.path / PHOTOS} is not the list the store was made of", "build the store again")
+        return photos
 
     def array(self, name: str, mode: Any = "r") -> zarr.Array:
-        """Open one array, by its name in the contract."""
-        opened = zarr.open_array(str(self.path / name), mode=mode, zarr_format=3)
+        """Open one array, by its name in the contract.
+
+        Raises:
+            CorruptStore: its description is gone or damaged.
+        """
+        try:
+            opened = zarr.open_array(str(self.path / name), mode=mode, zarr_format=3)
+        except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
+            message = f"array {name} of {self.path} cannot be opened: {error}"
+            raise CorruptStore(message, "build the store again") from error
         return opened.with_config({"write_empty_chunks": True})
 
     def record(self, chunk: int) -> ChunkRecord | None:
-        """The ledger's entry for a chunk; None when the chunk was never finished."""
+        """The ledger's entry for a chunk; None when the chunk was never finished.
+
+        Raises:
+            CorruptStore: the entry is damaged or another chunk's.
+        """
         path = self.path / LEDGER / ledger_name(chunk)
         try:
-            return msgspec.json.decode(path.read_bytes(), type=ChunkRecord)
+            record = msgspec.json.decode(path.read_bytes(), type=ChunkRecord)
         except FileNotFoundError:
             return None
-        except msgspec.DecodeError as error:
-            raise CorruptStore(f"ledger entry {path} is damaged", "delete it; the build redoes that chunk") from error
+        except msgspec.DecodeError:
+            record = None
+        if record is None or not self._is_of(record, chunk):
+            raise CorruptStore(f"ledger entry {path} is damaged", "delete it; the build redoes that chunk")
+        return record
 
     def is_whole(self, chunk: int, *, digests: bool = False) -> bool:
         """Whether a chunk is recorded and its files have the recorded lengths (and digests)."""
@@ -83,7 +108,7 @@ class Store:
         """Chunks that are not whole, by presence and size."""
         return [chunk for chunk in range(self.contract.chunks) if not self.is_whole(chunk)]
 
-    def require_complete(self) -> Self:
+    def require_complete(self) -> "Store":
         """Return the store, or say what it lacks.
 
         Raises:
@@ -105,7 +130,7 @@ class Store:
         status = np.full(self.contract.samples, Status.MISSING, dtype=np.uint8)
         for chunk in range(self.contract.chunks):
             record = self.record(chunk)
-            if record is not None:
+            if record is not None and self.is_whole(chunk):
                 span = self.contract.chunk_range(chunk)
                 status[span.start : span.stop] = [Status.FAILED if s.failure else Status.OK for s in record.samples]
         return status
@@ -120,6 +145,7 @@ class Store:
 
         Raises:
             IncompleteStore: the chunk is not in the store, or a file of it is cut short.
+            CorruptStore: a file of it has the right length and cannot be decoded.
         """
         if not self.is_whole(chunk):
             raise IncompleteStore(
@@ -127,7 +153,12 @@ class Store:
             )
         span = self.contract.chunk_range(chunk)
         arrays = self._arrays
-        return {name: np.asarray(arrays[name][span.start : span.stop]) for name in names}
+        try:
+            return {name: np.asarray(arrays[name][span.start : span.stop]) for name in names}
+        except RuntimeError as error:  # Blosc's
+            entry = self.path / LEDGER / ledger_name(chunk)
+            hint = f"delete {entry}; the build redoes that chunk"
+            raise CorruptStore(f"chunk {chunk} of {self.path} cannot be decoded: {error}", hint) from error
 
     def bytes_on_disk(self) -> dict[str, int]:
         """Recorded bytes for each array."""
@@ -141,6 +172,11 @@ class Store:
     @cached_property
     def _arrays(self) -> dict[str, zarr.Array]:
         return {spec.name: self.array(spec.name) for spec in self.contract.arrays}
+
+    def _is_of(self, record: ChunkRecord, chunk: int) -> bool:
+        files = {chunk_file(spec.name, 1 + len(spec.shape), chunk) for spec in self.contract.arrays}
+        samples = len(self.contract.chunk_range(chunk))
+        return record.chunk == chunk and len(record.samples) == samples and record.files.keys() == files
 
     def _file_is_whole(self, name: str, size: int, digest: str | None) -> bool:
         path = self.path / name
@@ -166,11 +202,11 @@ def chunk_file(array: str, dimensions: int, chunk: int) -> str:
 
 
 def _read_attributes(path: Path) -> dict[str, Any]:
-    if not path.is_dir():
+    if not path.exists():
         raise NotAStore(f"there is no cache at {path}", "`delta cache build PHOTOS STORE` makes one")
     try:
         delta: Any = zarr.open_group(str(path), mode="r", zarr_format=3).attrs["delta"]
-    except (FileNotFoundError, KeyError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, KeyError, ValueError):
         delta = None
     if not isinstance(delta, dict) or not isinstance(delta.get("contract"), dict):
         raise NotAStore(f"{path} is not a Delta cache", "`delta cache build PHOTOS STORE` makes one elsewhere")

@@ -85,9 +85,16 @@ def open_writer(
                 f"{path} was made under another contract:\n{listing}",
                 "repeat the build as the store was made, or name another store",
             )
+        _sweep(path)
         yield CacheWriter(store)
     finally:
         lock.release()
+
+
+def _sweep(path: Path) -> None:
+    """Remove what a killed build left half-written: zarr writes to NAME.partial and renames."""
+    for leftover in path.rglob("*.partial"):
+        leftover.unlink()
 
 
 def _create(path: Path, contract: Contract, photos: list[Photo], provenance: Mapping[str, Any]) -> None:

@@ -139,7 +139,23 @@ def center_square(width_px: int, height_px: int) -> tuple[float, float, float, f
 
 def _list_photos(folder: Path, root: Path) -> list[Photo]:
     found = images.find_photos(folder)
-    return [Photo(path=path.relative_to(root).as_posix(), bytes=path.stat().st_size) for path in found]
+    return [Photo(path=_portable_name(path.relative_to(root)), bytes=_size(path)) for path in found]
+
+
+def _portable_name(path: Path) -> str:
+    name = path.as_posix()
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise DeltaError(f"the file name {name!a} is not UTF-8", "rename that file") from None
+    return name
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # a link that leads nowhere: why it is left out is recorded when it is read
+        return 0
 
 
 def _array_specs(recipe: CacheRecipe, side: int, probe: TeacherOutput) -> Iterator[ArraySpec]:
@@ -210,21 +226,28 @@ def _to_arrays(contract: Contract, decoded: list[DecodedPhoto], answers: list[Te
     failed = np.array([bool(photo.record.failure) for photo in decoded])
     arrays: dict[str, np.ndarray] = {
         "image": np.stack([photo.image for photo in decoded]),
-        "disparity": _join([answer.disparity for answer in answers]),
+        "disparity": _join("disparity", [answer.disparity for answer in answers]),
         "view": np.stack([photo.view for photo in decoded]),
         "status": np.where(failed, Status.FAILED, Status.OK).astype(np.uint8),
     }
     for group in ("features", "attention"):
         for tap in getattr(answers[0], group):
-            arrays[f"{group}/{tap}"] = _join([getattr(answer, group)[tap] for answer in answers])
+            name = f"{group}/{tap}"
+            arrays[name] = _join(name, [getattr(answer, group)[tap] for answer in answers])
     for name, values in arrays.items():
         if name != "status":
             values[failed] = 0
     return {spec.name: arrays[spec.name] for spec in contract.arrays}
 
 
-def _join(parts: list[torch.Tensor]) -> np.ndarray:
-    return torch.cat(parts).to("cpu", torch.float16).numpy()
+def _join(name: str, parts: list[torch.Tensor]) -> np.ndarray:
+    values = torch.cat(parts).to("cpu", torch.float16)
+    if not values.isfinite().all():
+        raise DeltaError(
+            f"the teacher's {name} holds NaN or numbers beyond float16",
+            "set teacher_dtype=float32 where it is not, or leave that array out of the recipe",
+        )
+    return values.numpy()
 
 
 def _provenance() -> dict[str, Any]:

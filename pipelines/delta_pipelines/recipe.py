@@ -45,7 +45,10 @@ def _read(recipe: str) -> str:
         raise DeltaError(
             f"there is no recipe {recipe}", f"name a TOML file or one of the shipped: {', '.join(shipped_recipes())}"
         )
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DeltaError(f"recipe {recipe} is not TOML: it is not UTF-8 ({error.reason})", "mend that file") from None
 
 
 def _parse(text: str, name: str) -> dict[str, Any]:
@@ -62,6 +65,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     *parents, last = key.strip().split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise DeltaError(f"override {override!r}: {parent} is one value, not a table", "leave out what follows it")
     try:
         tree[last] = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

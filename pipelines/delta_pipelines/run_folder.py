@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 from torch.utils.tensorboard import SummaryWriter
@@ -32,7 +32,7 @@ class RunIdentity(Config, frozen=True, kw_only=True):
 
 
 def claim(run: Path, identity: RunIdentity) -> None:
-    """Make the run's folder, or check that the run there is this one.
+    """Make the run's folder, or check that the run there is this one; one that never began gives way.
 
     Raises:
         DeltaError: the folder holds something else, or a run of another recipe or store.
@@ -41,19 +41,21 @@ def claim(run: Path, identity: RunIdentity) -> None:
     if not path.is_file():
         if run.exists() and (not run.is_dir() or any(run.iterdir())):
             raise DeltaError(f"{run} is not empty and not a Delta run", "name a new folder")
-        with write_aside(path) as aside:
-            aside.write_bytes(msgspec.json.format(msgspec.json.encode(identity)))
+        _write_identity(path, identity)
         return
     try:
         there = msgspec.json.decode(path.read_bytes(), type=RunIdentity)
     except msgspec.MsgspecError:
         raise DeltaError(f"{path} is damaged or of another Delta", "name a new folder") from None
-    if there.fingerprint != identity.fingerprint:
+    if there.fingerprint == identity.fingerprint:
+        return
+    if (run / METRICS).is_file():
         listing = "\n".join(f"  {line}" for line in _differences(there, identity))
         raise DeltaError(
             f"{run} is a run of another student:\n{listing}",
             "repeat its recipe and store to resume it, or name a new folder",
         )
+    _write_identity(path, identity)  # the one there was refused before its first step, for a typo perhaps
 
 
 class Journal:
@@ -67,7 +69,7 @@ class Journal:
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Journal":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -103,11 +105,22 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def draw_losses(run: Path) -> Path:
-    """Draw a run's training losses, unweighted, to loss.png."""
+    """Draw a run's training losses, unweighted, to loss.png.
+
+    Raises:
+        DeltaError: no step was ever logged.
+    """
     lines = [line for line in read_metrics(run) if line["kind"] == "train"]
+    if not lines:
+        raise DeltaError(f"{run / METRICS} holds no training step", "train into a new folder")
     names = [name for name in lines[0] if name not in ("kind", "step", "grad_norm", "learning_rate")]
     series = {name: [line[name] for line in lines] for name in names}
     return loss_curve([line["step"] for line in lines], series, run / "loss.png")
+
+
+def _write_identity(path: Path, identity: RunIdentity) -> None:
+    with write_aside(path) as aside:
+        aside.write_bytes(msgspec.json.format(msgspec.json.encode(identity)))
 
 
 def _differences(there: RunIdentity, asked: RunIdentity) -> Iterator[str]:

@@ -1,0 +1,147 @@
+"""A recipe says everything a stage can be told, and what is wrong with it is one sentence."""
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from delta.config import Config
+from delta.errors import DeltaError
+from delta_pipelines.build_cache import CacheRecipe
+from delta_pipelines.distill import TrainRecipe
+from delta_pipelines.recipe import load_recipe, shipped_recipes
+
+KINDS: dict[str, type[Config]] = {"cache": CacheRecipe} | dict.fromkeys(("student", "seed", "v0", "demo"), TrainRecipe)
+
+
+def refused(kind: type[Config], recipe: str, *overrides: str) -> DeltaError:
+    with pytest.raises(DeltaError) as caught:
+        load_recipe(kind, recipe, overrides)
+    assert caught.value.exit_code == 2
+    return caught.value
+
+
+def test_every_shipped_recipe_has_a_kind_here() -> None:
+    assert shipped_recipes() == sorted(KINDS)
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_a_shipped_recipe_loads_with_the_values_in_its_file(name: str) -> None:
+    loaded = load_recipe(KINDS[name], name)
+    text = (resources.files("delta_pipelines") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+    assert_says(loaded, tomllib.loads(text))
+
+
+def assert_says(loaded: Config, tree: dict[str, object]) -> None:
+    for key, value in tree.items():
+        held = getattr(loaded, key)
+        if isinstance(value, dict):
+            assert_says(held, value)
+        else:
+            assert as_lists(held) == value
+
+
+def as_lists(value: object) -> object:
+    return [as_lists(item) for item in value] if isinstance(value, tuple) else value
+
+
+def test_a_recipe_file_is_read_by_its_path(tmp_path: Path) -> None:
+    shipped = (resources.files("delta_pipelines") / "recipes" / "cache.toml").read_text(encoding="utf-8")
+    path = tmp_path / "mine.toml"
+    path.write_text(shipped.replace("size_px = 392", "size_px = 518"), encoding="utf-8")
+    assert load_recipe(CacheRecipe, str(path)).size_px == 518
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("size_px=518", "size_px", 518),
+        ("taps=[2, 4]", "taps", (2, 4)),
+        ("features = false", "features", False),
+        ("teacher_dtype=bfloat16", "teacher_dtype", "bfloat16"),
+        ('teacher_dtype="bfloat16"', "teacher_dtype", "bfloat16"),
+        ("seed=-1", "seed", -1),
+    ],
+)
+def test_an_override_replaces_one_value(override: str, key: str, value: object) -> None:
+    plain, changed = load_recipe(CacheRecipe, "cache"), load_recipe(CacheRecipe, "cache", [override])
+    assert getattr(plain, key) != value
+    assert getattr(changed, key) == value
+    assert [name for name in plain.__struct_fields__ if getattr(plain, name) != getattr(changed, name)] == [key]
+
+
+def test_dotted_overrides_reach_tables_and_the_last_one_wins() -> None:
+    recipe = load_recipe(CacheRecipe, "cache", ["codec.cname=lz4", "codec.clevel=1", "codec.clevel=9"])
+    assert (recipe.codec.cname, recipe.codec.clevel) == ("lz4", 9)
+    assert load_recipe(TrainRecipe, "student", ["loss.gradient=0.25"]).loss.gradient == 0.25
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sise_px=392", "recipe cache: Object contains unknown field `sise_px`"),
+        ("codec.level=3", "recipe cache: Object contains unknown field `level` - at `$.codec`"),
+        ("size_px=large", "recipe cache: Expected `int`, got `str` - at `$.size_px`"),
+        ("size_px=392.5", "recipe cache: Expected `int`, got `float` - at `$.size_px`"),
+        ("features=1", "recipe cache: Expected `bool`, got `int` - at `$.features`"),
+        ("size_px=63", "recipe cache: Expected `int` >= 64 - at `$.size_px`"),
+        ("size_px=4096", "recipe cache: Expected `int` <= 2048 - at `$.size_px`"),
+        ("chunk_samples=0", "recipe cache: Expected `int` >= 1 - at `$.chunk_samples`"),
+        ("batch_size=0", "recipe cache: Expected `int` >= 1 - at `$.batch_size`"),
+        ("limit=-1", "recipe cache: Expected `int` >= 0 - at `$.limit`"),
+        ("taps=[0]", "recipe cache: Expected `int` >= 1 - at `$.taps[...]`"),
+        ("codec.clevel=10", "recipe cache: Expected `int` <= 9 - at `$.codec.clevel`"),
+        ("codec.cname=gzip", "recipe cache: Invalid enum value 'gzip' - at `$.codec.cname`"),
+        ("teacher_dtype=int8", "recipe cache: Invalid enum value 'int8' - at `$.teacher_dtype`"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_expected(override: str, message: str) -> None:
+    error = refused(CacheRecipe, "cache", override)
+    assert str(error) == message
+    assert error.hint.startswith("known keys: size_px, taps, features, attention, ")
+    assert "codec.cname, codec.clevel" in error.hint
+
+
+@pytest.mark.parametrize("override", ["size_px", "=3", "", "size_px:3"])
+def test_an_override_that_is_not_key_and_value_is_refused(override: str) -> None:
+    error = refused(CacheRecipe, "cache", override)
+    assert str(error) == f"override {override!r} is not key=value"
+    assert error.hint == "write it as --set size_px=392"
+
+
+def test_an_override_below_a_plain_value_is_refused() -> None:
+    error = refused(CacheRecipe, "cache", "size_px.height=3")
+    assert str(error) == "override 'size_px.height=3': size_px is one value, not a table"
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "short.toml"
+    path.write_text("size_px = 392\n")
+    assert "Object missing required field `taps`" in str(refused(CacheRecipe, str(path)))
+
+
+def test_a_recipe_that_is_not_there_lists_those_that_are(tmp_path: Path) -> None:
+    error = refused(CacheRecipe, "cashe")
+    assert str(error) == "there is no recipe cashe"
+    assert error.hint == "name a TOML file or one of the shipped: cache, demo, seed, student, v0"
+    assert str(refused(CacheRecipe, str(tmp_path))) == f"there is no recipe {tmp_path}"
+
+
+def test_what_is_not_toml_is_refused_with_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_text("size_px = 392\ntaps = [3,\n")
+    error = refused(CacheRecipe, str(path))
+    assert str(error).startswith(f"recipe {path} is not TOML: ")
+    assert "line" in str(error) or "end of document" in str(error)
+
+
+def test_what_is_not_even_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "photo.toml"
+    path.write_bytes(b"\xff\xd8\xff\xe0")
+    assert str(refused(CacheRecipe, str(path))).startswith(f"recipe {path} is not TOML: it is not UTF-8")
+
+
+def test_a_recipe_of_the_other_stage_is_refused() -> None:
+    assert "unknown field" in str(refused(CacheRecipe, "student"))
+    assert "unknown field" in str(refused(TrainRecipe, "cache"))

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -47,6 +47,7 @@ class TeacherOutput(Config, frozen=True, kw_only=True):
     attention: dict[str, Tensor]
 
 
+@runtime_checkable  # the tests check every type at run time
 class Teacher(Protocol):
     """What the cache asks of a teacher."""
 

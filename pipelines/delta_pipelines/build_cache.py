@@ -183,7 +183,7 @@ def _decode_ahead(
             return pool.map(lambda index: _decode(root, photos[index], side), contract.chunk_range(chunk))
 
         ahead = start(chunks[0]) if chunks else iter(())
-        for chunk, following in zip(chunks, [*chunks[1:], None], strict=True):
+        for chunk, following in zip(chunks, [*chunks[1:], None], strict=False):  # none at all where nothing is pending
             decoded = list(ahead)
             if following is not None:
                 ahead = start(following)

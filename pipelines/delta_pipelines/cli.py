@@ -173,10 +173,11 @@ def demo(
     report.demo(run_demo(out, photos, teacher, choose_device(device)))
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> bool:
     if wanted:
         print(f"delta {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

@@ -1,10 +1,10 @@
 """What people see: progress on stderr, tables and results on stdout, errors as a sentence and a way out."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -56,8 +56,8 @@ def complain(message: str, hint: str = "") -> None:
 
 
 def show_json(value: Any) -> None:
-    """Print one JSON document for a machine."""
-    print(json.dumps(value, indent=2))
+    """Print one JSON document for a machine; what is not finite becomes null, which JSON has."""
+    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
 def facts(title: str, pairs: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> None:

@@ -172,12 +172,15 @@ def _load_initial(recipe: TrainRecipe, path: Path, watcher: Watcher) -> Student:
     student, card = load_student(path)
     if card.config != recipe.student:
         raise DeltaError(
-            f"{path} is a {card.config.encoder} with the {card.config.decoder} decoder; the recipe asks for "
-            f"{recipe.student.encoder} with {recipe.student.decoder}",
+            f"{path} is a {_shape(card.config)}; the recipe asks for {_shape(recipe.student)}",
             "set student.* in the recipe to match, or leave init out",
         )
     watcher.say(f"training starts from {path.name} ({card.config.encoder})")
     return student
+
+
+def _shape(config: StudentConfig) -> str:
+    return f"{config.encoder} with the {config.decoder} decoder, width {config.width}"
 
 
 def _batches(recipe: TrainRecipe, store: Store, split: Split, state: TrainState, total: int) -> Iterator[Batch]:

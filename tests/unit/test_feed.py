@@ -80,7 +80,7 @@ def stream(
     config = FeedConfig(window_chunks=window_chunks, holdout=0.2)
     feed = Feed(store, split, list(TAPS), config=config, batch_size=batch_size, seed=seed)
     augment = AugmentConfig(brightness=0, contrast=0, saturation=0, hue=0, gray=0, blur=0)
-    return feed.batches(first, augment, lambda step: 64 if step < 6 else 128, CPU)
+    return feed.batches(first, augment, lambda step: 16 if step < 6 else 32, CPU)
 
 
 def equal(a: Batch, b: Batch) -> bool:
@@ -143,13 +143,13 @@ def test_the_tail_does_not_read_what_it_skips(store, split, monkeypatch):
     whole = Store.read_chunk
     monkeypatch.setattr(Store, "read_chunk", lambda self, chunk, names: read.append(chunk) or whole(self, chunk, names))
     feed = Feed(store, split, [], config=FeedConfig(window_chunks=1, holdout=0.2), batch_size=4, seed=0)
-    next(iter(feed.batches(4000, NO_AUGMENTATION, lambda step: 64, CPU)))
+    next(iter(feed.batches(4000, NO_AUGMENTATION, lambda step: 16, CPU)))
     assert 1 <= len(read) <= 4  # the batch's windows and the one ahead, not a thousand epochs
 
 
 def test_a_batch_has_the_size_its_step_asks_for(store, split):
     sizes = [batch.image.shape[-1] for batch in itertools.islice(stream(store, split), 8)]
-    assert sizes == [64] * 6 + [128] * 2
+    assert sizes == [16] * 6 + [32] * 2
 
 
 def test_features_come_with_their_own_sample_and_only_those_asked_for(store, split):
@@ -159,7 +159,7 @@ def test_features_come_with_their_own_sample_and_only_those_asked_for(store, spl
     assert torch.equal(batch.features["block09"].mean(dim=(1, 2, 3)).round(), expected)
     assert torch.equal(batch.features["block12"].mean(dim=(1, 2, 3)).round(), expected * 10)
     feed = Feed(store, split, [], config=FeedConfig(), batch_size=2, seed=0)
-    assert next(iter(feed.batches(0, NO_AUGMENTATION, lambda step: 64, CPU))).features == {}
+    assert next(iter(feed.batches(0, NO_AUGMENTATION, lambda step: 16, CPU))).features == {}
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_the_taps_are_named_shallow_to_deep(store):
 
 def test_a_chunk_that_is_lost_during_training_is_an_error_and_no_zeros(store, split, tmp_path):
     copy = Path(shutil.copytree(store.path, tmp_path / "store.zarr"))
-    next((copy / "disparity" / "c").glob("1/**/0")).unlink()
+    (copy / "disparity" / "c" / "1" / "0" / "0").unlink()
     with pytest.raises(IncompleteStore, match="chunk 1 of .* is missing"):
         for _ in itertools.islice(stream(Store.open(copy), split), 6):
             pass

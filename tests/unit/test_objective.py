@@ -142,7 +142,7 @@ def test_the_target_is_in_units_of_the_store_or_of_the_image():
 
 def test_features_are_standardized_unless_the_recipe_wants_them_raw():
     _, levels, batch = inputs()
-    means, deviations = (getattr(statistics(*TAPS), f"feature_{name}")["block12"] for name in ("mean", "std"))
+    means, deviations = (getattr(statistics("block12"), f"feature_{name}")["block12"] for name in ("mean", "std"))
     shifted = batch.features["block12"] * deviations.view(-1, 1, 1) + means.view(-1, 1, 1)
     moved = msgspec.structs.replace(batch, features={"block12": shifted})
     plain = {"feature_l1": 1.0, "levels": (32,)}

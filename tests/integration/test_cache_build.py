@@ -1,0 +1,343 @@
+"""Stage 1 from folder to store: complete, resumable to the same bytes, and nothing lost on the way."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from delta.errors import DeltaError
+from delta.images import read_photo
+from delta.teacher import Teacher, load_teacher
+from delta_cache.errors import CacheError, ContractMismatch, IncompleteStore
+from delta_cache.reader import Store
+from delta_cache.schema import SampleRecord, Status
+from delta_pipelines.build_cache import CacheRecipe, build_cache
+
+FakeTeacher = Callable[..., Teacher]
+Bytes = Callable[[Path], dict[str, bytes]]
+
+
+@pytest.fixture(autouse=True)
+def same_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stores are compared byte by byte, and somebody may commit between two builds."""
+    monkeypatch.setattr("delta_pipelines.provenance.commit", lambda: "c0ffee")
+
+
+@pytest.fixture(scope="module")
+def uncut(small_photos: Path, tiny_cache_recipe: CacheRecipe, fake_teacher: FakeTeacher, tmp_path_factory: Any) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("delta_pipelines.provenance.commit", lambda: "c0ffee")
+        store = tmp_path_factory.mktemp("uncut") / "store.zarr"
+        return build_cache(tiny_cache_recipe, small_photos, store, fake_teacher()).path
+
+
+def stopping_at(stop: int, failure: type[BaseException]) -> Callable[[int], None]:
+    def before(call: int) -> None:
+        if call == stop:
+            raise failure("the teacher stops here")
+
+    return before
+
+
+@pytest.mark.parametrize("stop", range(6))  # the question for shapes, then the batches: two, two and one
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_a_cut_build_resumes_to_the_same_bytes(
+    stop: int,
+    failure: type[BaseException],
+    uncut: Path,
+    small_photos: Path,
+    tiny_cache_recipe: CacheRecipe,
+    fake_teacher: FakeTeacher,
+    tmp_path: Path,
+    bytes_under: Bytes,
+) -> None:
+    store = tmp_path / "store.zarr"
+    with pytest.raises(failure):
+        build_cache(tiny_cache_recipe, small_photos, store, fake_teacher(before=stopping_at(stop, failure)))
+    asked = []
+    if store.exists():
+        todo = 3 - (stop - 1) // 2
+        assert Store.open(store).missing_chunks() == list(range(3 - todo, 3))
+        with pytest.raises(IncompleteStore, match=rf"store\.zarr is incomplete: {todo} of 3 chunks missing") as caught:
+            Store.open(store).require_complete()
+        assert caught.value.hint == f"`delta cache build … {store}` resumes it"
+    build_cache(tiny_cache_recipe, small_photos, store, fake_teacher(before=asked.append)).require_complete()
+    assert bytes_under(store) == bytes_under(uncut)
+    assert len(asked) == {0: 6, 1: 6, 2: 6, 3: 4, 4: 4, 5: 2}[stop]  # no batch of a finished chunk is asked again
+
+
+def test_a_store_is_complete_with_its_last_chunk_and_not_before(
+    small_photos: Path, tiny_cache_recipe: CacheRecipe, fake_teacher: FakeTeacher, tmp_path: Path
+) -> None:
+    seen = []
+
+    def on_chunk(done: int, total: int, samples: tuple[SampleRecord, ...]) -> None:
+        store = Store.open(tmp_path / "store.zarr")
+        status = store.status()
+        assert (status[:done] == Status.OK).all()
+        assert (status[done:] == Status.MISSING).all()
+        if done < total:
+            with pytest.raises(IncompleteStore):
+                store.require_complete()
+            with pytest.raises(IncompleteStore, match=rf"chunk {done // 4} of .* is missing"):
+                store.read_chunk(done // 4, ["image"])
+        seen.append((done, total, len(samples)))
+
+    build_cache(tiny_cache_recipe, small_photos, tmp_path / "store.zarr", fake_teacher(), on_chunk).require_complete()
+    assert seen == [(0, 10, 0), (4, 10, 4), (8, 10, 4), (10, 10, 2)]
+
+
+def test_a_complete_store_is_left_as_it_is(
+    uncut: Path, small_photos: Path, tiny_cache_recipe: CacheRecipe, fake_teacher: FakeTeacher, bytes_under: Bytes
+) -> None:
+    before, asked, told = bytes_under(uncut), [], []
+    build_cache(
+        tiny_cache_recipe, small_photos, uncut, fake_teacher(before=asked.append), lambda *news: told.append(news)
+    )
+    assert asked == [0]
+    assert told == [(10, 10, ())]
+    assert bytes_under(uncut) == before
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("damage", [truncate, Path.unlink])
+@pytest.mark.parametrize(
+    "file",
+    ["image/c/1/0/0/0", "disparity/c/1/0/0", "status/c/1", "features/block12/c/1/0/0/0", "ledger/00000001.json"],
+)
+def test_a_damaged_file_is_noticed_and_its_chunk_alone_is_done_again(
+    damage: Callable[[Path], None],
+    file: str,
+    uncut: Path,
+    small_photos: Path,
+    tiny_cache_recipe: CacheRecipe,
+    fake_teacher: FakeTeacher,
+    tmp_path: Path,
+    bytes_under: Bytes,
+) -> None:
+    store = Path(shutil.copytree(uncut, tmp_path / "store.zarr"))
+    damage(store / file)
+    if file.startswith("ledger") and damage is truncate:
+        with pytest.raises(CacheError, match="is damaged") as caught:
+            Store.open(store).require_complete()
+        assert caught.value.hint == "delete it; the build redoes that chunk"
+        (store / file).unlink()
+    assert Store.open(store).missing_chunks() == [1]
+    assert np.flatnonzero(Store.open(store).status() == Status.MISSING).tolist() == [4, 5, 6, 7]
+    with pytest.raises(IncompleteStore, match="1 of 3 chunks missing"):
+        Store.open(store).require_complete()
+    asked = []
+    build_cache(tiny_cache_recipe, small_photos, store, fake_teacher(before=asked.append))
+    assert asked == [0, 1, 2]
+    assert bytes_under(store) == bytes_under(uncut)
+
+
+def test_a_flipped_bit_is_found_by_the_digests(uncut: Path, tmp_path: Path) -> None:
+    store = Store.open(Path(shutil.copytree(uncut, tmp_path / "store.zarr")))
+    file = store.path / "image/c/2/0/0/0"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert [store.is_whole(chunk) for chunk in range(3)] == [True, True, True]
+    assert [store.is_whole(chunk, digests=True) for chunk in range(3)] == [True, True, False]
+
+
+def test_the_ledger_knows_the_bytes_on_disk(uncut: Path, bytes_under: Bytes) -> None:
+    sizes: dict[str, int] = {}
+    for name, content in bytes_under(uncut).items():
+        array, is_chunk, _ = name.rpartition("/c/")
+        if is_chunk:
+            sizes[array] = sizes.get(array, 0) + len(content)
+    assert Store.open(uncut).bytes_on_disk() == sizes
+    assert sum(sizes.values()) > 0
+
+
+def test_the_view_is_the_centered_square_of_the_upright_photo(
+    tiny_cache_recipe: CacheRecipe, fake_teacher: FakeTeacher, tmp_path: Path
+) -> None:
+    scene = np.zeros((40, 100, 3), np.uint8)
+    scene[:, 30:70] = (200, 100, 50)  # what the centered square sees; black beside it
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(np.ascontiguousarray(scene.swapaxes(0, 1)[::-1])).save(tmp_path / "photos" / "a.png", exif=exif)
+    store = build_cache(tiny_cache_recipe, tmp_path / "photos" / "a.png", tmp_path / "store.zarr", fake_teacher())
+    data = store.read_chunk(0, ["view", "image"])
+    assert data["view"].tolist() == [[30, 0, 40, 40, 100, 40, 0]]
+    assert (data["image"][0, :, 4:-4] == (200, 100, 50)).all()  # at the sides the filter sees beyond the box
+
+
+def write_bad_files(folder: Path) -> dict[str, str]:
+    """Write every kind of file that cannot be used; return the reasons expected."""
+    colors = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    (folder / "empty.jpg").touch()
+    (folder / "poem.png").write_text("a poem, renamed")
+    Image.new("RGB", (1, 1)).save(folder / "dot.png")
+    Image.fromarray(colors).save(folder / "whole.jpg")
+    (folder / "cut.jpg").write_bytes((folder / "whole.jpg").read_bytes()[:-400])
+    (folder / "whole.jpg").unlink()
+    (folder / "gone.webp").symlink_to(folder / "moved-away.webp")
+    return {
+        "empty.jpg": "it is not an image in a known format",
+        "poem.png": "it is not an image in a known format",
+        "dot.png": "it is 1x1 px, below 32 px on a side",
+        "cut.jpg": "it cannot be decoded: ",
+        "gone.webp": "it cannot be read: No such file or directory",
+    }
+
+
+def test_photos_that_cannot_be_used_are_recorded_and_masked_and_the_others_cached(
+    photo_folder: Callable[..., Path], tiny_cache_recipe: CacheRecipe, fake_teacher: FakeTeacher, tmp_path: Path
+) -> None:
+    folder = photo_folder(tmp_path / "photos", count=5)
+    (folder / "album.jpg").mkdir()
+    reasons = write_bad_files(folder)
+    if os.name == "posix" and os.geteuid() != 0:
+        (folder / "locked.png").write_bytes((folder / "001.png").read_bytes())
+        (folder / "locked.png").chmod(0)
+        reasons["locked.png"] = "it cannot be read: Permission denied"
+    store = build_cache(tiny_cache_recipe, folder, tmp_path / "store.zarr", fake_teacher()).require_complete()
+    failures = store.failures()
+    assert failures.keys() == reasons.keys()
+    assert all(failures[name].startswith(reason) for name, reason in reasons.items())
+    assert sorted(photo.path for photo in store.photos) == sorted(
+        [*reasons, "001.png", "002.png", "003.jpg", "below/000.jpg", "below/004.png"]
+    )
+    status = store.status()
+    for chunk in range(store.contract.chunks):
+        data = store.read_chunk(chunk, [spec.name for spec in store.contract.arrays])
+        for row, sample in enumerate(store.contract.chunk_range(chunk)):
+            failed = store.photos[sample].path in reasons
+            assert status[sample] == data["status"][row] == (Status.FAILED if failed else Status.OK)
+            assert all(values[row].any() != failed for name, values in data.items() if name != "status")
+
+
+def test_an_unusual_photo_is_cached_with_its_true_values(
+    tiny_cache_recipe: CacheRecipe, fake_teacher: FakeTeacher, tmp_path: Path
+) -> None:
+    gray = np.full((70, 70), 51 * 256, np.uint16)
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(gray).save(tmp_path / "photos" / "gray16.png")
+    Image.new("CMYK", (70, 70), (204, 204, 204, 0)).save(tmp_path / "photos" / "cmyk.jpg", quality=100)
+    Image.new("P", (70, 70), 3).save(tmp_path / "photos" / "palette.png", transparency=bytes(4))
+    frames = [Image.new("RGB", (70, 70), (51, 51, 51)), Image.new("RGB", (70, 70), "red")]
+    frames[0].save(tmp_path / "photos" / "moving.webp", save_all=True, append_images=frames[1:], lossless=True)
+    store = build_cache(tiny_cache_recipe, tmp_path / "photos", tmp_path / "store.zarr", fake_teacher())
+    assert store.failures() == {}
+    seen = dict(zip([photo.path for photo in store.photos], store.read_chunk(0, ["image"])["image"], strict=True))
+    assert np.abs(seen["cmyk.jpg"].astype(int) - 51).max() <= 2  # JPEG's rounding
+    assert (seen["gray16.png"] == 51).all()
+    assert (seen["moving.webp"] == 51).all()
+    np.testing.assert_array_equal(seen["palette.png"], read_photo(tmp_path / "photos" / "palette.png"))
+
+
+def test_a_folder_of_broken_files_alone_is_one_clear_error(
+    tiny_cache_recipe: CacheRecipe, fake_teacher: FakeTeacher, tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    count = len(write_bad_files(tmp_path / "photos"))
+    for _attempt in range(2):
+        with pytest.raises(DeltaError, match=rf"^none of the {count} photos can be used; the first, .*: it ") as caught:
+            build_cache(tiny_cache_recipe, tmp_path / "photos", tmp_path / "store.zarr", fake_teacher())
+        assert caught.value.hint == "name a folder with readable JPEG, PNG or WebP files"
+    with pytest.raises(CacheError, match=r"store\.zarr holds no readable photo"):
+        Store.open(tmp_path / "store.zarr").require_complete()
+
+
+def test_an_empty_folder_makes_no_store(
+    tiny_cache_recipe: CacheRecipe, fake_teacher: FakeTeacher, tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(DeltaError, match="no photos in"):
+        build_cache(tiny_cache_recipe, tmp_path / "photos", tmp_path / "store.zarr", fake_teacher())
+    assert [entry.name for entry in tmp_path.iterdir()] == ["photos"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are Unicode there")
+def test_a_file_name_that_is_not_text_is_named(
+    tiny_cache_recipe: CacheRecipe, fake_teacher: FakeTeacher, tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    path = Path(os.fsdecode(os.fsencode(tmp_path / "photos") + b"/caf\xe9.png"))
+    try:
+        Image.new("RGB", (64, 64)).save(path)
+    except OSError:
+        pytest.skip("this file system refuses such names itself")
+    with pytest.raises(DeltaError, match=r"the file name 'caf\\udce9\.png' is not UTF-8") as caught:
+        build_cache(tiny_cache_recipe, tmp_path / "photos", tmp_path / "store.zarr", fake_teacher())
+    assert caught.value.hint == "rename that file"
+
+
+def test_a_limit_takes_the_same_photos_whatever_the_chunks(
+    small_photos: Path, tiny_cache_recipe: CacheRecipe, fake_teacher: FakeTeacher, tmp_path: Path, uncut: Path
+) -> None:
+    recipe = msgspec.structs.replace(tiny_cache_recipe, limit=3, chunk_samples=2)
+    store = build_cache(recipe, small_photos, tmp_path / "store.zarr", fake_teacher())
+    assert store.photos == Store.open(uncut).photos[:3]
+
+
+def test_only_what_the_recipe_asks_for_is_kept(
+    small_photos: Path, tiny_cache_recipe: CacheRecipe, fake_teacher: FakeTeacher, tmp_path: Path, uncut: Path
+) -> None:
+    recipe = msgspec.structs.replace(tiny_cache_recipe, features=False, attention=False)
+    lean = build_cache(recipe, small_photos, tmp_path / "store.zarr", fake_teacher())
+    assert [spec.name for spec in lean.contract.arrays] == ["image", "disparity", "view", "status"]
+    kept = ["image", "disparity", "view", "status"]
+    for name, values in lean.read_chunk(2, kept).items():
+        np.testing.assert_array_equal(values, Store.open(uncut).read_chunk(2, kept)[name])
+
+
+def test_a_changed_photo_or_teacher_is_another_contract(
+    photo_folder: Callable[..., Path], tiny_cache_recipe: CacheRecipe, fake_teacher: FakeTeacher, tmp_path: Path
+) -> None:
+    folder, store = photo_folder(tmp_path / "photos", count=3), tmp_path / "store.zarr"
+    build_cache(tiny_cache_recipe, folder, store, fake_teacher())
+    with pytest.raises(ContractMismatch) as caught:
+        build_cache(tiny_cache_recipe, folder, store, fake_teacher(gain=2.0))
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"{store} was made under another contract:"
+    assert [line.split(":")[0] for line in lines[1:]] == ["  teacher.weights_sha256"]
+    assert caught.value.hint == "repeat the build as the store was made, or name another store"
+    (folder / "001.png").write_bytes((folder / "002.png").read_bytes() + b"more")
+    with pytest.raises(ContractMismatch, match=r"photos\.list_sha256: store .*, asked "):
+        build_cache(tiny_cache_recipe, folder, store, fake_teacher())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
+def test_answers_that_are_not_numbers_are_refused_and_what_was_done_is_kept(
+    value: float, small_photos: Path, tiny_cache_recipe: CacheRecipe, fake_teacher: FakeTeacher, tmp_path: Path
+) -> None:
+    class Overflowing(fake_teacher):  # type: ignore[misc, valid-type]  # a fixture's class
+        def __call__(self, image: Any) -> Any:
+            answer = super().__call__(image)
+            if self._calls == 5:  # the second chunk's second batch
+                answer.features["block12"][1, 2, 3, 4] = value
+            return answer
+
+    with pytest.raises(DeltaError, match="the teacher's features/block12 holds NaN or numbers beyond float16"):
+        build_cache(tiny_cache_recipe, small_photos, tmp_path / "store.zarr", Overflowing())
+    assert Store.open(tmp_path / "store.zarr").missing_chunks() == [1, 2]
+
+
+def test_a_student_may_be_the_teacher(
+    random_student: Path, small_photos: Path, tiny_cache_recipe: CacheRecipe, tmp_path: Path
+) -> None:
+    recipe = msgspec.structs.replace(tiny_cache_recipe, size_px=100)
+    teacher = load_teacher(str(random_student), taps=recipe.taps)
+    store = build_cache(recipe, small_photos, tmp_path / "store.zarr", teacher).require_complete()
+    assert store.contract.recipe["size_px"] == 128  # the nearest multiple of 64
+    assert store.contract.teacher["name"] == "delta student mobilevitv2_050 of nobody"
+    shapes = {spec.name: spec.shape for spec in store.contract.arrays}
+    assert shapes["disparity"] == (128, 128)
+    maps = {name: shape[1:] for name, shape in shapes.items() if "/" in name}
+    assert maps == {f"features/stride{stride:02d}": (128 // stride,) * 2 for stride in (4, 8, 16, 32)}
+    assert (store.read_chunk(0, ["disparity"])["disparity"] >= 0).all()

@@ -15,8 +15,8 @@ from delta.predict import DepthPredictor
 from delta.student import Student
 
 # float32, CPU, worst of 40 to 60 photos. mobilevitv2_050: 4.4e-6 untrained and 1.0e-6 trained at 256 px, 3.9e-6 trained
-# at 384 px; mobilevit_xs: 1.7e-6 untrained. A flat image is no fair test: onnxruntime's instance norm loses digits on it
-# (1e-4 untrained, 2e-5 trained), nor is a student whose output hardly varies (an untrained seed's sigmoid: 7e-5).
+# at 384 px; mobilevit_xs: 1.7e-6 untrained. A flat image is not fair, onnxruntime's instance norm loses digits on it
+# (1e-4 untrained, 2e-5 trained); nor is a student whose output hardly varies (an untrained seed's sigmoid: 7e-5).
 GATE_RELATIVE = 1e-5
 
 

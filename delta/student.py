@@ -1,10 +1,11 @@
 """The student: a MobileViT encoder from timm and a MiniDPT decoder, built from a frozen config."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import timm
 import torch
 from jaxtyping import Float
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,7 +25,7 @@ class StudentConfig(Config, frozen=True, kw_only=True):
 
     encoder: str = "mobilevitv2_050"
     decoder: Literal["light", "seed"] = "light"
-    width: int = 64
+    width: Annotated[int, Meta(ge=2)] = 64
 
 
 class Student(nn.Module):

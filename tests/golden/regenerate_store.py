@@ -29,7 +29,13 @@ def main() -> None:
     """Build the store where it belongs."""
     photos = order_photos([Photo(path=f"below/{n}.jpg", bytes=1000 + n) for n in range(SAMPLES)], seed=0)
     contract = Contract(
-        teacher={"name": "formula", "revision": "1", "weights_sha256": "0" * 64, "preprocessing": "", "dtype": "float32"},
+        teacher={
+            "name": "formula",
+            "revision": "1",
+            "weights_sha256": "0" * 64,
+            "preprocessing": "",
+            "dtype": "float32",
+        },
         recipe={"size_px": 8, "taps": [3], "view": "largest centered square", "seed": 0},
         photos={"count": SAMPLES, "list_sha256": digest_photos(photos)},
         arrays=tuple(ArraySpec(name=name, shape=shape, dtype=dtype) for name, (shape, dtype) in SHAPES.items()),

@@ -1,5 +1,7 @@
 """A store that no teacher has seen, a run trained on it and its export: each made once, and not to be changed."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -14,8 +16,8 @@ from PIL import Image
 from delta.student import SIDE_MULTIPLE
 from delta_cache.schema import ArraySpec, Contract, Photo, SampleRecord, Status, digest_photos
 from delta_cache.writer import open_writer
+from delta_pipelines.cli import main
 from delta_pipelines.distill import TrainRecipe, distill
-from delta_pipelines.export_model import export_model
 from delta_pipelines.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent.parent
@@ -94,7 +96,9 @@ def tiny_recipe(tiny_settings: tuple[str, ...]) -> Callable[..., TrainRecipe]:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tiny_store: Path, tiny_recipe: Callable[..., TrainRecipe], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_run(
+    tiny_store: Path, tiny_recipe: Callable[..., TrainRecipe], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A run of `tiny_recipe()` on `tiny_store`, in one go; not to be changed."""
     run = tmp_path_factory.mktemp("tiny") / "run"
     distill(tiny_recipe(), tiny_store, run, device=torch.device("cpu"))
@@ -108,14 +112,24 @@ def few_photos(photo_folder: Callable[..., Path], tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_run: Path, few_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The student of `tiny_run` as ONNX; not to be changed."""
-    path = tmp_path_factory.mktemp("tiny") / "model.onnx"
-    export_model(tiny_run, path, few_photos)
-    return path
+def tiny_export(tiny_run: Path, few_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The student of `tiny_run` as ONNX, made once by `delta export --json` since that takes seconds, and its stdout."""
+    path = tmp_path_factory.mktemp("tiny") / "new" / "model.onnx"
+    command = ["export", tiny_run, path, "--photos", few_photos, "--size", "64x128", "--json"]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.setattr(sys, "argv", ["delta", *map(str, command)])
+        with pytest.raises(SystemExit, match="^0$"):
+            main()
+    return path, out.getvalue()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def tiny_model(tiny_export: tuple[Path, str]) -> Path:
+    """The ONNX file of `tiny_export`; not to be changed."""
+    return tiny_export[0]
+
+
+@pytest.fixture(scope="session")
 def python() -> Callable[..., subprocess.Popen[str]]:
     """`python(code, *arguments, **environment)` starts a fresh interpreter that sees the three rooms."""
 

@@ -28,14 +28,15 @@ class Build:
     def __init__(self, photos: Path, store: Path, teacher: Path) -> None:
         self.store = store
         settings = ("size_px=64", "chunk_samples=1", "batch_size=1")
+        command = [sys.executable, "-m", "delta_pipelines", "cache", "build", photos, store, "--teacher", teacher]
+        rooms = os.pathsep.join(str(ROOT / room) for room in (".", "cache", "pipelines"))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "delta_pipelines", "cache", "build", photos, store, "--teacher", teacher]
-            + ["--device", "cpu", *(word for setting in settings for word in ("--set", setting))],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(str(ROOT / room) for room in (".", "cache", "pipelines"))},
+            [*command, "--device", "cpu", *(word for setting in settings for word in ("--set", setting))],
+            env=os.environ | {"PYTHONPATH": rooms},
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
-            preexec_fn=_listen,  # noqa: PLW1509
+            preexec_fn=_listen,
         )
 
     def chunks_done(self) -> int:

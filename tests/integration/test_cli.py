@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def test_help_names_every_argument(delta, command):
     ended = delta(*command, "--help")
     assert ended.code == 0
     assert ended.err == ""
-    assert f"Usage: delta {' '.join(command)}" in " ".join(ended.out.split())
+    assert re.search(rf"Usage: .*{' '.join(command)} ", ended.out)
     missing = [name for name in COMMANDS[command] if name not in ended.out]
     assert missing == []
 
@@ -70,7 +71,7 @@ def test_help_of_the_whole_lists_the_commands(delta):
 def test_a_group_alone_shows_its_help(delta, group):
     ended = delta(*group)
     assert ended.code == 2  # click's way: nothing was done
-    assert "Usage: delta" in ended.out + ended.err
+    assert "Usage: " in ended.out + ended.err
 
 
 def test_version_is_that_of_the_package(delta):
@@ -107,9 +108,7 @@ def test_wrong_usage_ends_with_2_and_names_what_is_wrong(delta, tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-def test_training_prints_where_the_student_is_and_shows_how_well_it_agrees(
-    delta, tmp_path, tiny_store, tiny_run
-):
+def test_training_prints_where_the_student_is_and_shows_how_well_it_agrees(delta, tmp_path, tiny_store, tiny_run):
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     ended = delta("train", tiny_store, run, *settings(tiny_run))
     assert ended.code == 0
@@ -184,14 +183,14 @@ def test_train_into_a_folder_of_something_else_leaves_it_alone(delta, tmp_path, 
         (("--set", "loss.levels=[]"), "levels"),
         (("--set", "augment.crop_ratio=[0.0, 1.0]"), "crop_ratio"),
         (("--set", "student.width=0"), "width"),
-        (("--set", "student.encoder=resnet18", "--set", "pretrained=false"), "no MobileViT encoder named 'resnet18'"),
+        (("--set", "student.encoder=resnet18"), "no MobileViT encoder named 'resnet18'"),
         (("--device", "abacus"), "there is no device 'abacus'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
 def test_a_recipe_or_device_that_cannot_be_is_said_by_name(delta, tmp_path, tiny_store, arguments, named):
     run = tmp_path / "run"
-    assert named in complaint(delta("train", tiny_store, run, *arguments))
+    assert named in complaint(delta("train", tiny_store, run, "--set", "pretrained=false", *arguments))
     assert {entry.name for entry in run.glob("*")} <= {"run.json"}
 
 

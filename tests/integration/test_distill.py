@@ -5,8 +5,9 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -24,30 +25,34 @@ from delta_pipelines import feed
 from delta_pipelines.distill import TrainRecipe, Watcher, distill
 from delta_pipelines.feed import split_store
 from delta_pipelines.holdout import load_holdout
+from delta_pipelines.recipe import load_recipe
 from delta_pipelines.run_folder import IDENTITY, METRICS, STATE, read_metrics
 
 CPU = torch.device("cpu")
 STEPS = 6
+# Training keeps weights channels-last, a loaded student does not, and float32 sums in another order differ: by 2e-7, seen.
+LAYOUT_ERROR = 1e-5
 
-# What the command line is, in a process where a teacher cannot be had: neither Delta's module nor transformers.
+# The command line in a process where no teacher can be had, neither Delta's module nor transformers; each argument is a
+# command. A shell may have told its children to ignore Ctrl-C, and Python listens only where nobody did.
 WITHOUT_TEACHER = """
-import sys
+import contextlib, signal, sys
 class Refusal:
     def find_spec(self, name, path=None, target=None):
         if name == "delta.teacher" or name.split(".")[0] == "transformers":
             raise AssertionError(f"{name} was imported")
 sys.meta_path.insert(0, Refusal())
 sys.modules["transformers"] = None
-from delta_pipelines.cli import main
-main()
-"""
-# A shell may have told its children to ignore Ctrl-C; Python only listens where it was not ignored from the start.
-INTERRUPTIBLE = """
-import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from delta_pipelines.cli import main
+*commands, last = [["delta", *command.split("\\n")] for command in sys.argv[1:]]
+for sys.argv in commands:
+    with contextlib.suppress(SystemExit):
+        main()
+sys.argv = last
 main()
 """
+ENDLESS = ("epochs=10000", "checkpoint_steps=1", "evaluate_steps=100000")
 
 
 class Stop(Exception):
@@ -60,10 +65,6 @@ def stopping_at(last: int, said: list[str] | None = None) -> Watcher:
             raise Stop
 
     return Watcher(step=step, say=(said if said is not None else []).append)
-
-
-def settings_of(settings: Iterable[str]) -> list[str]:
-    return [argument for setting in settings for argument in ("--set", setting)]
 
 
 def differing_weights(a: Path, b: Path, name: str = "student.safetensors") -> list[str]:
@@ -96,7 +97,7 @@ def test_the_pictures_of_a_run_are_not_blank(tiny_run, name):
     with Image.open(tiny_run / name) as picture:
         pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
     assert min(pixels.shape[:2]) > 300
-    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+    assert len(np.unique(pixels[::4, ::4].reshape(-1, 3), axis=0)) > 30
     rows, columns = (np.ptp(pixels, axis=axis).max(axis=-1) > 30 for axis in (1, 0))
     assert rows.mean() > 0.5  # most rows and most columns show something
     assert columns.mean() > 0.5
@@ -119,33 +120,30 @@ def test_the_student_kept_is_the_one_that_agreed_best_and_says_so(tiny_run, tiny
     assert card.fingerprint == json.loads((tiny_run / IDENTITY).read_text())["fingerprint"]
     store = Store.open(tiny_store)
     holdout = load_holdout(store, split_store(store, tiny_recipe().feed), 64)
-    assert msgspec.to_builtins(holdout.measure(loaded, CPU)) == pytest.approx(card.agreement)
+    assert msgspec.to_builtins(holdout.measure(loaded, CPU)) == pytest.approx(card.agreement, abs=LAYOUT_ERROR)
 
 
-@pytest.mark.parametrize("last", [1, 5])
-def test_a_run_stopped_at_a_step_and_started_again_is_the_run_in_one_go(
-    tmp_path, tiny_store, tiny_run, tiny_recipe, last
-):
+def test_a_run_stopped_at_a_step_and_started_again_is_the_run_in_one_go(tmp_path, tiny_store, tiny_run, tiny_recipe):
     run, said = tmp_path / "run", []
     with pytest.raises(Stop):
-        distill(tiny_recipe(), tiny_store, run, device=CPU, watcher=stopping_at(last))
-    assert [line["step"] for line in read_metrics(run) if line["kind"] == "train"] == list(range(1, last + 1))
+        distill(tiny_recipe(), tiny_store, run, device=CPU, watcher=stopping_at(5))
+    assert [line["step"] for line in read_metrics(run) if line["kind"] == "train"] == [1, 2, 3, 4, 5]
     distill(tiny_recipe(), tiny_store, run, device=CPU, watcher=Watcher(say=said.append))
-    assert [text for text in said if "resuming" in text] == ([] if last == 1 else ["resuming at step 4 of 6"])
+    assert [text for text in said if "resuming" in text] == ["resuming at step 4 of 6"]
     assert_same_run(run, tiny_run)
 
 
 def test_a_run_stopped_again_and_again_is_the_run_in_one_go(tmp_path, tiny_store, tiny_run, tiny_recipe):
     run, said = tmp_path / "run", []
     often = tiny_recipe("checkpoint_steps=1")  # how often it is saved is no part of what a run is
-    for last in (2, 3, 6):
+    for last in (1, 3, 6):
         with pytest.raises(Stop):
             distill(often, tiny_store, run, device=CPU, watcher=stopping_at(last, said))
     path = run / METRICS
     path.write_bytes(path.read_bytes()[:-20])  # a kill in the middle of a line
     distill(tiny_recipe(), tiny_store, run, device=CPU, watcher=Watcher(say=said.append))
     resumed = [text for text in said if "resuming" in text]
-    assert resumed == ["resuming at step 1 of 6", "resuming at step 2 of 6", "resuming at step 5 of 6"]
+    assert resumed == ["resuming at step 2 of 6", "resuming at step 5 of 6"]  # before a checkpoint: from the start
     assert_same_run(run, tiny_run)
 
 
@@ -160,7 +158,7 @@ def test_a_finished_run_is_left_as_it_is_and_told_again(tmp_path, tiny_store, ti
     summary = distill(tiny_recipe("evaluate_steps=1"), tiny_store, run, device=CPU)
     assert_same_run(run, tiny_run)
     assert summary.steps == STEPS
-    assert msgspec.to_builtins(summary.student) == pytest.approx(load_student(run)[1].agreement)
+    assert msgspec.to_builtins(summary.student) == pytest.approx(load_student(run)[1].agreement, abs=LAYOUT_ERROR)
     assert summary.student != summary.mean_map
     assert summary.student.n == summary.mean_map.n == 3
 
@@ -183,8 +181,6 @@ def test_a_loss_that_explodes_ends_the_run_and_leaves_the_last_checkpoint(tmp_pa
 
 
 def test_recipe_seed_runs(tmp_path, tiny_store):
-    from delta_pipelines.recipe import load_recipe
-
     small = ["size_px=64", "epochs=0.4", "batch_size=4", "pretrained=false", "loss.levels=[8, 16]"]
     recipe = load_recipe(TrainRecipe, "seed", small)
     summary = distill(recipe, tiny_store, tmp_path / "run", device=CPU)
@@ -196,9 +192,7 @@ def test_recipe_seed_runs(tmp_path, tiny_store):
     assert terms < read_metrics(tmp_path / "run")[0].keys()
 
 
-def test_a_recipe_that_does_not_fit_the_store_is_refused_and_leaves_the_folder_free(
-    tmp_path, tiny_store, tiny_recipe
-):
+def test_a_recipe_that_does_not_fit_the_store_is_refused_and_leaves_the_folder_free(tmp_path, tiny_store, tiny_recipe):
     run = tmp_path / "run"
     with pytest.raises(DeltaError, match="pairs 4 student levels with taps; the store has 2"):
         distill(tiny_recipe("loss.levels=[2, 4, 8, 16]"), tiny_store, run, device=CPU)
@@ -206,7 +200,9 @@ def test_a_recipe_that_does_not_fit_the_store_is_refused_and_leaves_the_folder_f
         distill(tiny_recipe(), tiny_store, run, device=CPU, watcher=stopping_at(1))
 
 
-def test_without_the_hub_training_starts_from_scratch_and_says_so(tmp_path, tiny_store, tiny_run, tiny_recipe, monkeypatch):
+def test_without_the_hub_training_starts_from_scratch_and_says_so(
+    tmp_path, tiny_store, tiny_run, tiny_recipe, monkeypatch
+):
     def offline(config: student.StudentConfig, pretrained: bool = False) -> student.Student:
         if pretrained:
             raise OSError("the network is unreachable")
@@ -239,7 +235,9 @@ def test_training_starts_from_the_student_that_init_names(tmp_path, tiny_store, 
         ("student.decoder=seed", "seed"),
     ],
 )
-def test_an_init_of_another_shape_is_refused_by_what_differs(tmp_path, tiny_store, tiny_run, tiny_recipe, setting, named):
+def test_an_init_of_another_shape_is_refused_by_what_differs(
+    tmp_path, tiny_store, tiny_run, tiny_recipe, setting, named
+):
     with pytest.raises(DeltaError) as caught:
         distill(tiny_recipe(f"init={tiny_run}", setting), tiny_store, tmp_path / "run", device=CPU)
     have, want = str(caught.value).split("the recipe asks for")
@@ -265,39 +263,53 @@ def test_the_size_schedule_sets_the_side_of_the_crops(tmp_path, tiny_store, tiny
     assert sides == [64, 64, 64, 128]
 
 
-def test_the_teacher_is_never_loaded(tmp_path, tiny_store, tiny_settings, tiny_run, python):
-    process = python(WITHOUT_TEACHER, "train", tiny_store, tmp_path / "run", *settings_of(tiny_settings))
-    out, err = process.communicate()
-    assert process.returncode == 0, err
-    assert str(tmp_path / "run" / "student.safetensors") in out.split()
-    assert [line["step"] for line in read_metrics(tmp_path / "run") if line["kind"] == "train"][-1] == STEPS
-    assert load_student(tmp_path / "run")[1].teacher == "noise"
+class Process(NamedTuple):
+    """What a process without a teacher left: a whole run, one that was interrupted, and how it ended."""
+
+    whole: Path
+    interrupted: Path
+    code: int
+    out: str
+    err: str
 
 
-def test_the_teacher_would_be_caught(python):
-    process = python(WITHOUT_TEACHER.replace("from delta_pipelines.cli import main", "import delta.teacher"))
-    assert "AssertionError: delta.teacher was imported" in process.communicate()[1]
+@pytest.fixture(scope="module")
+def process(tmp_path_factory, tiny_store: Path, tiny_settings: tuple[str, ...], python: Callable) -> Process:
+    """One process trains a run to its end, then another until Ctrl-C: importing torch twice would take seconds."""
+    runs = [tmp_path_factory.mktemp("process") / name for name in ("whole", "interrupted")]
+    settings = [tiny_settings, (*tiny_settings, *ENDLESS)]
+    commands = [
+        "\n".join(["train", str(tiny_store), str(run), *(part for pair in pairs for part in ("--set", pair))])
+        for run, pairs in zip(runs, settings, strict=True)
+    ]
+    started = python(WITHOUT_TEACHER, *commands)
+    while not (runs[1] / STATE).is_file() and started.poll() is None:
+        time.sleep(0.05)
+    started.send_signal(signal.SIGTERM if os.name == "nt" else signal.SIGINT)
+    out, err = started.communicate()
+    return Process(*runs, started.returncode, out, err)
+
+
+def test_the_teacher_is_never_loaded(process):
+    assert str(process.whole / "student.safetensors") in process.out.split(), process.err
+    assert [line["step"] for line in read_metrics(process.whole) if line["kind"] == "train"][-1] == STEPS
+    assert load_student(process.whole)[1].teacher == "noise"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one child")
-def test_ctrl_c_in_training_ends_with_130_and_the_same_command_goes_on(
-    tmp_path, tiny_store, tiny_settings, tiny_recipe, python, delta: Callable
-):
-    run = tmp_path / "run"
-    endless = ("epochs=10000", "checkpoint_steps=1", "evaluate_steps=100000")
-    process = python(INTERRUPTIBLE, "train", tiny_store, run, *settings_of([*tiny_settings, *endless]))
-    while not (run / STATE).is_file() and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate()
-    assert process.returncode == 130, err
-    assert "interrupted" in err
-    assert "run the same command to go on" in err
-    assert "Traceback" not in err
+def test_ctrl_c_in_training_ends_with_130_and_the_same_command_goes_on(process, tiny_store, tiny_recipe):
+    assert process.code == 130, process.err
+    assert "interrupted" in process.err
+    assert "run the same command to go on" in process.err
+    assert "Traceback" not in process.err
+    run, said = process.interrupted, []
     done = int(load_file(run / STATE)["step"])
-    said = []
     with pytest.raises(Stop):
-        distill(tiny_recipe(*endless), tiny_store, run, device=CPU, watcher=stopping_at(done + 1, said))
+        distill(tiny_recipe(*ENDLESS), tiny_store, run, device=CPU, watcher=stopping_at(done + 1, said))
     assert f"resuming at step {done} of 30000" in said
-    steps = [line["step"] for line in read_metrics(run)]
-    assert steps == list(range(1, done + 2))
+    assert [line["step"] for line in read_metrics(run)] == list(range(1, done + 2))
+
+
+def test_a_process_that_loads_the_teacher_would_be_caught(python):
+    started = python(WITHOUT_TEACHER.replace("from delta_pipelines.cli import main", "import delta.teacher"), "demo")
+    assert "AssertionError: delta.teacher was imported" in started.communicate()[1]

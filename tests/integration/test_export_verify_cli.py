@@ -65,11 +65,9 @@ def other_run(tmp_path: Path, tiny_run: Path) -> Path:
     return tmp_path / "other"
 
 
-def test_export_writes_one_file_that_predicts_and_prints_its_parity_as_json(delta, tmp_path, tiny_run, few_photos):
-    model = tmp_path / "new" / "model.onnx"
-    ended = delta("export", tiny_run, model, "--photos", few_photos, "--size", "64x128", "--json")
-    assert ended.code == 0, ended.err
-    report = strict_json(ended.out)
+def test_export_writes_one_file_that_predicts_and_prints_its_parity_as_json(tiny_run, tiny_export):
+    model, out = tiny_export
+    report = strict_json(out)
     assert (report["passed"], report["n_images"], report["size_px"]) == (True, 3, [64, 128])
     assert 0 < report["max_relative"] <= report["gate_relative"]
     assert report["file_bytes"] == model.stat().st_size
@@ -122,8 +120,15 @@ def test_export_of_a_file_that_is_not_the_student_fails_and_leaves_what_was_ther
 ):
     model = tmp_path / "model.onnx"
     model.write_bytes(b"the former model")
-    monkeypatch.setattr(job, "export_onnx", lambda student, path, *_: perturbed(tiny_model, path))
+    sizes = []
+
+    def export_badly(_student: object, path: Path, size_px: tuple[int, int], _metadata: object) -> None:
+        sizes.append(size_px)
+        perturbed(tiny_model, path)
+
+    monkeypatch.setattr(job, "export_onnx", export_badly)
     ended = delta("export", tiny_run, model, "--photos", few_photos)
+    assert sizes == [(64, 64)]  # as trained, where no size is asked for
     assert ended.code == 3
     assert "the ONNX file is not the student" in ended.err
     assert "Traceback" not in ended.err

@@ -35,7 +35,9 @@ def coordinates(count: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
 
 def batch_of(count: int = 4, *, seed: int = 0, size_px: int = SIDE_PX, **changes: Any) -> Batch:
     config = msgspec.structs.replace(NO_AUGMENTATION, **changes)
-    return make_batch(*coordinates(count), size_px=size_px, config=config, generator=torch.Generator().manual_seed(seed))
+    return make_batch(
+        *coordinates(count), size_px=size_px, config=config, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def noisy_batch(seed: int, config: AugmentConfig = ALL_AT_ONCE) -> Batch:
@@ -153,9 +155,7 @@ def test_color_changes_the_image_and_nothing_else():
 @pytest.mark.parametrize("name", list(COLORFUL))
 def test_each_color_change_works_alone(name):
     strength = 1.0 if name in ("gray", "blur") else COLORFUL[name]
-    plain, colored = (
-        noisy_batch(5, msgspec.structs.replace(NO_AUGMENTATION, **c)) for c in ({}, {name: strength})
-    )
+    plain, colored = (noisy_batch(5, msgspec.structs.replace(NO_AUGMENTATION, **c)) for c in ({}, {name: strength}))
     assert not torch.equal(plain.image, colored.image)
 
 

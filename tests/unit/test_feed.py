@@ -107,7 +107,9 @@ def test_at_least_one_sample_is_on_either_side_and_at_most_the_maximum_held_out(
 def test_every_epoch_shows_each_training_sample_once_and_no_other(store, split, batch_size, window_chunks):
     batches = stream(store, split, batch_size=batch_size, window_chunks=window_chunks)
     epoch = len(split.train)
-    seen = list(itertools.chain.from_iterable(numbers_in(b) for b in itertools.islice(batches, -(-3 * epoch // batch_size))))
+    seen = list(
+        itertools.chain.from_iterable(numbers_in(b) for b in itertools.islice(batches, -(-3 * epoch // batch_size)))
+    )
     assert not set(seen) & (set(split.holdout.tolist()) | set(FAILED))
     epochs = [seen[first : first + epoch] for first in range(0, 3 * epoch, epoch)]
     assert all(sorted(samples) == split.train.tolist() for samples in epochs)

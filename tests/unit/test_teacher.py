@@ -58,9 +58,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = DepthAnythingForDepthEstimation(config)
     for name, weight in model.named_parameters():  # transformers starts so small that all answers are alike
         if weight.ndim > 1:
-            torch.nn.init.normal_(weight, std=0.3)
+            torch.nn.init.normal_(weight, std=0.15)
         elif name == "head.conv3.bias":
-            torch.nn.init.constant_(weight, 20.0)
+            torch.nn.init.constant_(weight, 2.0)
     folder = tmp_path_factory.mktemp("tiny") / "Depth-Anything-Tiny"
     model.save_pretrained(folder)
     return folder
@@ -125,9 +125,11 @@ def test_cls_attention_is_a_softmax_over_all_tokens() -> None:
 def test_asking_leaves_no_hook_behind(tiny: Path, image: Tensor) -> None:
     teacher: Any = load_teacher(str(tiny), taps=(1, 2))
     teacher(image)
+    hooks = [len(module._forward_hooks) for module in teacher._model.modules()]  # transformers has some of its own
+    teacher(image)
     with pytest.raises(RuntimeError):
         teacher(image[:, :, :5, :5])  # smaller than a patch
-    assert not any(module._forward_hooks for module in teacher._model.modules())
+    assert [len(module._forward_hooks) for module in teacher._model.modules()] == hooks
 
 
 def test_the_identity_is_that_of_the_weights_and_not_of_the_place(tiny: Path, tmp_path: Path) -> None:
@@ -158,7 +160,7 @@ def test_reduced_precision_is_part_of_the_identity_and_near(tiny: Path, image: T
     assert {value.dtype for value in (answer.disparity, *answer.features.values(), *answer.attention.values())} == {
         torch.float32
     }
-    torch.testing.assert_close(answer.disparity, exact(image).disparity, rtol=0.05, atol=0.5)  # 8 bits of mantissa
+    torch.testing.assert_close(answer.disparity, exact(image).disparity, rtol=0, atol=0.05)  # 8 bits of mantissa
 
 
 @pytest.mark.parametrize("taps", [(), (0,), (5,), (3, 1), (2, 2)])
@@ -219,7 +221,7 @@ def test_a_folder_that_cannot_teach_says_why(
 @pytest.mark.parametrize("name", ["./teacher", "~/teacher", "/nowhere/teacher", "teacher", "a/b/c"])
 def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("delta.teacher._load_depth_anything", lambda name: pytest.fail("the hub was asked"))
-    with pytest.raises(DeltaError, match="^there is no teacher at ") as caught:
+    with pytest.raises(DeltaError, match=r"^there is no teacher at ") as caught:
         load_teacher(name)
     assert DEFAULT_TEACHER in caught.value.hint
 

@@ -113,12 +113,12 @@ def few_photos(photo_folder: Callable[..., Path], tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="session")
 def tiny_export(tiny_run: Path, few_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The student of `tiny_run` as ONNX, made once by `delta export --json` since that takes seconds, and its stdout."""
+    """The student of `tiny_run` as ONNX, by `delta export --json`, and what that printed; it takes seconds, so once."""
     path = tmp_path_factory.mktemp("tiny") / "new" / "model.onnx"
     command = ["export", tiny_run, path, "--photos", few_photos, "--size", "64x128", "--json"]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
         patch.setattr(sys, "argv", ["delta", *map(str, command)])
-        with pytest.raises(SystemExit, match="^0$"):
+        with pytest.raises(SystemExit, match=r"^0$"):
             main()
     return path, out.getvalue()
 

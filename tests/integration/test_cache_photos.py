@@ -133,5 +133,3 @@ def test_a_file_name_that_is_not_text_is_named(
     with pytest.raises(DeltaError, match=r"the file name 'caf\\udce9\.png' is not UTF-8") as caught:
         build_cache(tiny_cache_recipe, tmp_path / "photos", tmp_path / "store.zarr", fake_teacher())
     assert caught.value.hint == "rename that file"
-
-

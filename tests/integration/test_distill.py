@@ -30,7 +30,7 @@ from delta_pipelines.run_folder import IDENTITY, METRICS, STATE, read_metrics
 
 CPU = torch.device("cpu")
 STEPS = 6
-# Training keeps weights channels-last, a loaded student does not, and float32 sums in another order differ: by 2e-7, seen.
+# Training keeps weights channels-last, a loaded student does not, and sums in another order differ: by 2e-7, seen.
 LAYOUT_ERROR = 1e-5
 
 # The command line in a process where no teacher can be had, neither Delta's module nor transformers; each argument is a

@@ -1,4 +1,4 @@
-"""The stream of batches is a function of seed and step: complete in every epoch, and the same from wherever it starts."""
+"""The stream of batches is a function of seed and step: complete in every epoch, the same from wherever it starts."""
 
 import itertools
 import shutil
@@ -190,6 +190,6 @@ def test_the_taps_are_named_shallow_to_deep(store):
 def test_a_chunk_that_is_lost_during_training_is_an_error_and_no_zeros(store, split, tmp_path):
     copy = Path(shutil.copytree(store.path, tmp_path / "store.zarr"))
     (copy / "disparity" / "c" / "1" / "0" / "0").unlink()
-    with pytest.raises(IncompleteStore, match="chunk 1 of .* is missing"):
+    with pytest.raises(IncompleteStore, match=r"chunk 1 of .* is missing"):
         for _ in itertools.islice(stream(Store.open(copy), split), 6):
             pass

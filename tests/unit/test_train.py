@@ -1,9 +1,8 @@
-"""Training learns, repeats itself bit for bit, goes on after a stop as if there had been none, and stops when it must."""
+"""Training learns, repeats itself bit for bit, resumes as if it had never stopped, and stops when it must."""
 
 import itertools
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -130,7 +129,7 @@ def test_a_damaged_state_is_said_in_one_sentence(tmp_path, damage):
     path = tmp_path / "state.safetensors"
     start().save(path)
     path.write_bytes(damage or path.read_bytes()[:-100])
-    with pytest.raises(DeltaError, match="state.safetensors is damaged") as caught:
+    with pytest.raises(DeltaError, match=r"state\.safetensors is damaged") as caught:
         start().load(path)
     assert "\n" not in str(caught.value)
     assert caught.value.hint

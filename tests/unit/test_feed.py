@@ -132,6 +132,14 @@ def test_the_same_seed_gives_the_same_stream_and_another_seed_another(store, spl
     assert any(different)
 
 
+def test_every_step_and_every_seed_draws_its_own_augmentation(store, split):
+    def mirrored(seed: int) -> list[list[float]]:
+        return [batch.feature_weight.tolist() for batch in itertools.islice(stream(store, split, seed=seed), 8)]
+
+    assert len({tuple(flags) for flags in mirrored(0)}) > 2
+    assert mirrored(0) != mirrored(1)
+
+
 def test_the_stream_from_any_step_is_the_tail_of_the_stream_from_the_start(store, split):
     whole = list(itertools.islice(stream(store, split), 16))  # three epochs and a half
     assert not equal(whole[0], whole[1])

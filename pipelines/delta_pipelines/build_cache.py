@@ -1,9 +1,7 @@
 """Stage 1: photos -> teacher -> store. One chunk at a time, resumable, the next chunk decoded meanwhile."""
 
-import hashlib
 import platform
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +13,7 @@ from msgspec import Meta
 
 from delta import __version__, images
 from delta.config import Config
-from delta.errors import DeltaError, UnreadablePhoto
+from delta.errors import DeltaError
 from delta.teacher import Teacher, TeacherOutput
 from delta_cache.reader import Store
 from delta_cache.schema import (
@@ -30,6 +28,7 @@ from delta_cache.schema import (
 )
 from delta_cache.writer import CacheWriter, open_writer
 from delta_pipelines import provenance
+from delta_pipelines.views import DecodedPhoto, decode_ahead, list_photos
 
 TOOLS = ("torch", "transformers", "timm", "zarr", "numcodecs", "pillow", "numpy")
 
@@ -56,14 +55,6 @@ class CacheRecipe(Config, frozen=True, kw_only=True):
     codec: CodecRecipe
 
 
-class DecodedPhoto(Config, frozen=True, kw_only=True):
-    """One photo as the teacher will see it; a zero image where `record.failure` says why there is none."""
-
-    record: SampleRecord
-    image: np.ndarray
-    view: np.ndarray
-
-
 def build_cache(
     recipe: CacheRecipe,
     folder: Path,
@@ -87,7 +78,7 @@ def build_cache(
         pending = writer.pending
         done = contract.samples - sum(len(contract.chunk_range(chunk)) for chunk in pending)
         on_chunk(done, contract.samples, ())
-        for chunk, decoded in _decode_ahead(pending, contract, photos, root):
+        for chunk, decoded in decode_ahead(pending, contract, photos, root):
             answers = _ask(teacher, decoded, recipe.batch_size)
             samples = tuple(photo.record for photo in decoded)
             writer.write(chunk, _to_arrays(contract, decoded, answers), samples)
@@ -103,7 +94,7 @@ def plan_store(recipe: CacheRecipe, folder: Path, teacher: Teacher) -> tuple[lis
         DeltaError: no photos.
     """
     root = folder if folder.is_dir() else folder.parent
-    photos = order_photos(_list_photos(folder, root), recipe.seed)[: recipe.limit or None]
+    photos = order_photos(list_photos(folder, root), recipe.seed)[: recipe.limit or None]
     return photos, _contract(recipe, photos, teacher)
 
 
@@ -131,33 +122,6 @@ def _contract(recipe: CacheRecipe, photos: list[Photo], teacher: Teacher) -> Con
     )
 
 
-def center_square(width_px: int, height_px: int) -> tuple[float, float, float, float]:
-    """The plain view: the largest centered square as left, top, width, height in source pixels."""
-    side = min(width_px, height_px)
-    return (width_px - side) / 2, (height_px - side) / 2, side, side
-
-
-def _list_photos(folder: Path, root: Path) -> list[Photo]:
-    found = images.find_photos(folder)
-    return [Photo(path=_portable_name(path.relative_to(root)), bytes=_size(path)) for path in found]
-
-
-def _portable_name(path: Path) -> str:
-    name = path.as_posix()
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise DeltaError(f"the file name {name!a} is not UTF-8", "rename that file") from None
-    return name
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:  # a link that leads nowhere: why it is left out is recorded when it is read
-        return 0
-
-
 def _array_specs(recipe: CacheRecipe, side: int, probe: TeacherOutput) -> Iterator[ArraySpec]:
     yield ArraySpec(name="image", shape=(side, side, 3), dtype="uint8")
     yield ArraySpec(name="disparity", shape=(side, side), dtype="float16")
@@ -170,47 +134,6 @@ def _array_specs(recipe: CacheRecipe, side: int, probe: TeacherOutput) -> Iterat
 
 def _kept_maps(features: bool, attention: bool, answer: TeacherOutput) -> list[tuple[str, dict[str, torch.Tensor]]]:
     return [("features", answer.features if features else {}), ("attention", answer.attention if attention else {})]
-
-
-def _decode_ahead(
-    chunks: list[int], contract: Contract, photos: list[Photo], root: Path
-) -> Iterator[tuple[int, list[DecodedPhoto]]]:
-    """Decode one chunk ahead of the one in the teacher's hands."""
-    side = contract.recipe["size_px"]
-    with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
-
-        def start(chunk: int) -> Iterator[DecodedPhoto]:
-            return pool.map(lambda index: _decode(root, photos[index], side), contract.chunk_range(chunk))
-
-        ahead = start(chunks[0]) if chunks else iter(())
-        for chunk, following in zip(chunks, [*chunks[1:], None], strict=False):  # none at all where nothing is pending
-            decoded = list(ahead)
-            if following is not None:
-                ahead = start(following)
-            yield chunk, decoded
-
-
-def _decode(root: Path, photo: Photo, side: int) -> DecodedPhoto:
-    path = root / photo.path
-    digest, failure = "", ""
-    pixels, view = np.zeros((side, side, 3), np.uint8), np.zeros(len(VIEW_COLUMNS), np.float32)
-    try:
-        digest = _digest(path)
-        source = images.read_photo(path)
-        height, width = source.shape[:2]
-        box = center_square(width, height)
-        pixels = images.resize_box(source, box, side)
-        view = np.array([*box, width, height, 0], np.float32)
-    except UnreadablePhoto as error:
-        failure = str(error)
-    except OSError as error:
-        failure = f"it cannot be read: {error.strerror or error}"
-    return DecodedPhoto(record=SampleRecord(path=photo.path, sha256=digest, failure=failure), image=pixels, view=view)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _ask(teacher: Teacher, decoded: list[DecodedPhoto], batch_size: int) -> list[TeacherOutput]:

@@ -20,7 +20,7 @@ from delta_cache.reader import Store
 from delta_cache.schema import Status
 
 Window = dict[str, np.ndarray]
-STATISTICS_SAMPLES = 256  # chunks are random samples, so a few tell mean and deviation
+STATISTICS_SAMPLES = 64  # chunks are random samples, so a few tell mean and deviation
 
 
 class FeedConfig(Config, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from torch import Tensor
 from delta import bundled, images
 from delta.teacher import DEFAULT_TEACHER, IMAGENET_MEAN, IMAGENET_STD, Teacher, load_teacher
 from delta_cache.reader import Store
-from delta_pipelines.build_cache import center_square
+from delta_pipelines.views import center_square
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -17,7 +17,8 @@ from delta.teacher import Teacher
 from delta_cache.reader import Store
 from delta_cache.schema import ArraySpec, Contract, Photo, SampleRecord, Status, digest_photos
 from delta_cache.writer import CacheWriter, open_writer
-from delta_pipelines.build_cache import CacheRecipe, build_cache, center_square
+from delta_pipelines.build_cache import CacheRecipe, build_cache
+from delta_pipelines.views import center_square
 
 SPECS = st.lists(
     st.builds(
@@ -170,6 +171,19 @@ def test_a_kill_before_any_rename_resumes_to_the_same_bytes(
         assert bytes_under(path) == expected, f"killed before rename {kills}"
         assert_holds(Store.open(path), answers)
     assert kills > 3 * 4  # three chunks of three arrays and a ledger entry, beside the making of the store
+
+
+def test_a_new_store_appears_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, rename, seen = tmp_path / "store.zarr", os.rename, []
+
+    def watch(source: Path, target: Path) -> None:
+        seen.append((path.exists(), Store.open(Path(source)).missing_chunks(), Path(target) == path))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", watch)
+    contract = make_contract(5, 2, ARRAYS)
+    write_all(path, contract, answers_for(contract))
+    assert seen == [(False, [0, 1, 2], True)]
 
 
 def assert_is_part_of_a_store(path: Path, answers: dict[str, np.ndarray]) -> None:

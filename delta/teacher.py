@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +16,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from delta import hub
 from delta.checkpoint import StudentCard, is_student, load_student
 from delta.config import Config
 from delta.errors import DeltaError
@@ -218,9 +220,10 @@ def _load_depth_anything(name: str) -> Any:
 
     logging.disable_progress_bar()
     try:
-        model, loading = AutoModelForDepthEstimation.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
+        with nullcontext() if Path(name).is_dir() else hub.without_waiting():
+            model, loading = AutoModelForDepthEstimation.from_pretrained(
+                name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise DeltaError(
             f"the teacher {name} cannot be loaded: {str(error).splitlines()[0]}",

@@ -10,7 +10,7 @@ import msgspec
 import torch
 from msgspec import Meta
 
-from delta import bundled
+from delta import bundled, hub
 from delta.batch import AugmentConfig, Batch
 from delta.checkpoint import WEIGHTS, StudentCard, load_student, save_student
 from delta.config import Config
@@ -152,7 +152,8 @@ def _build(recipe: TrainRecipe, watcher: Watcher) -> Student:
         watcher.say("training starts from scratch (the recipe asks for no ImageNet weights)")
         return build_student(recipe.student)
     try:
-        student = build_student(recipe.student, pretrained=True)
+        with hub.without_waiting():
+            student = build_student(recipe.student, pretrained=True)
     except (OSError, RuntimeError) as error:
         reason = type(error).__name__
         watcher.say(f"the hub cannot be reached for ImageNet weights ({reason}): training starts from scratch")

@@ -50,12 +50,14 @@ def cache_build(
 ) -> None:
     """Ask the teacher about every photo and keep its answers in a Zarr store. Run again to resume."""
     from delta.device import choose_device
+    from delta.images import find_photos
     from delta.teacher import load_teacher, teacher_name
     from delta_pipelines import report
     from delta_pipelines.build_cache import CacheRecipe, build_cache
     from delta_pipelines.recipe import load_recipe
 
     settings = load_recipe(CacheRecipe, recipe, overrides or [])
+    find_photos(photos)  # a folder without any is said before the teacher is fetched
     loaded = load_teacher(
         teacher_name(teacher), taps=settings.taps, dtype=settings.teacher_dtype, device=choose_device(device)
     )

@@ -283,10 +283,13 @@ def process(tmp_path_factory, tiny_store: Path, tiny_settings: tuple[str, ...], 
         for run, pairs in zip(runs, settings, strict=True)
     ]
     started = python(WITHOUT_TEACHER, *commands)
-    while not (runs[1] / STATE).is_file() and started.poll() is None:
-        time.sleep(0.05)
-    started.send_signal(signal.SIGTERM if os.name == "nt" else signal.SIGINT)
-    out, err = started.communicate()
+    try:
+        while not (runs[1] / STATE).is_file() and started.poll() is None:
+            time.sleep(0.05)
+        started.send_signal(signal.SIGTERM if os.name == "nt" else signal.SIGINT)
+        out, err = started.communicate()
+    finally:
+        started.kill()  # a test that is cut short leaves nothing running
     return Process(*runs, started.returncode, out, err)
 
 

@@ -47,6 +47,8 @@ def claim(run: Path, identity: RunIdentity) -> None:
         there = msgspec.json.decode(path.read_bytes(), type=RunIdentity)
     except msgspec.MsgspecError:
         raise DeltaError(f"{path} is damaged or of another Delta", "name a new folder") from None
+    if (there.format, there.version) != (FORMAT, VERSION):
+        raise DeltaError(f"{path} is of version {there.version}, not {VERSION}", "name a new folder")
     if there.fingerprint == identity.fingerprint:
         return
     if (run / METRICS).is_file():

@@ -220,14 +220,14 @@ def test_a_bug_is_no_mistake_of_the_person_and_shows_itself(delta, tmp_path, tin
         delta("train", tiny_store, tmp_path / "run", "--set", "pretrained=false")
 
 
-def test_cache_build_without_photos_or_teacher_says_which(delta, tmp_path, random_student):
+def test_cache_build_without_photos_or_teacher_says_which(delta, tmp_path, few_photos, random_student):
     (tmp_path / "empty").mkdir()
     store = tmp_path / "store.zarr"
     assert "no photos in" in complaint(delta("cache", "build", tmp_path / "empty", store, "--teacher", random_student))
     nowhere = tmp_path / "nowhere"
     error = complaint(delta("cache", "build", nowhere, store, "--teacher", random_student))
     assert error == f"there is no folder {nowhere}"
-    assert "there is no teacher at" in complaint(delta("cache", "build", tmp_path, store, "--teacher", nowhere))
+    assert "there is no teacher at" in complaint(delta("cache", "build", few_photos, store, "--teacher", nowhere))
     assert not store.exists()
 
 

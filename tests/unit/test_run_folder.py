@@ -172,3 +172,10 @@ def test_a_curve_without_a_step_is_a_sentence(run):
     claim(run, OURS)
     with pytest.raises(DeltaError, match="no training step"):
         draw_losses(run)
+
+
+def test_a_run_of_another_format_version_is_refused(begun):
+    identity = json.loads((begun / IDENTITY).read_text(encoding="utf-8"))
+    (begun / IDENTITY).write_text(json.dumps(identity | {"version": 2}), encoding="utf-8")
+    with pytest.raises(DeltaError, match=r"run\.json is of version 2, not 1"):
+        claim(begun, OURS)

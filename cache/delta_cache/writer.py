@@ -69,14 +69,15 @@ def open_writer(
         CacheError: something else is there, or another build is writing it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+    whole = path.absolute()  # "." has no name of its own
+    lock = filelock.FileLock(whole.with_name(f".{whole.name}.lock"), timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout:
         raise CacheError(f"another build is writing {path}", "wait for it, or name another store") from None
     try:
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-            _create(path, contract, photos, provenance)
+            _create(whole, contract, photos, provenance)
         store = Store.open(path)
         lines = difference(contract, store.contract)
         if lines:

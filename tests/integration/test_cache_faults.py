@@ -230,3 +230,14 @@ def test_a_writer_takes_whole_chunks_of_the_contracts_shapes_alone(small_store: 
         assert writer.pending == [0, 1, 2]
         assert writer.write(0, data, record.samples) == record
         assert writer.pending == [1, 2]
+
+
+def test_a_folder_named_by_a_dot_is_refused_as_any_other_that_is_no_store(
+    tmp_path, small_photos, tiny_cache_recipe, fake_teacher, monkeypatch
+):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "mine.txt").write_text("not yours")
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(NotAStore):
+        build_cache(tiny_cache_recipe, small_photos, Path(), fake_teacher())
+    assert (tmp_path / "here" / "mine.txt").read_text() == "not yours"

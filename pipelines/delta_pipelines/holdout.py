@@ -29,25 +29,16 @@ class Holdout(Config, frozen=True, kw_only=True):
 
     def measure(self, student: nn.Module, device: torch.device) -> Agreement:
         """Agreement of a student with the teacher, per image after alignment."""
-        return agreement(self.predict(student, device), self.disparity)
+        return agreement(_predict(student, self.image, device), self.disparity)
 
     def baseline(self) -> Agreement:
         """Agreement of the training set's mean disparity map with the teacher: what a student has to beat."""
         return agreement(self.mean_map.expand_as(self.disparity), self.disparity)
 
-    @torch.inference_mode()
-    def predict(self, student: nn.Module, device: torch.device) -> Tensor:
-        """Disparity of every held-out photo, in eval mode and float32; the student's mode is put back."""
-        was_training = student.training
-        student.eval()
-        parts = [student(batch.to(device)).float().cpu() for batch in self.image.split(BATCH)]
-        student.train(was_training)
-        return torch.cat(parts)
-
     def draw(self, path: Path, student: nn.Module) -> None:
         """Write a picture of photo, teacher and student for the first held-out photos."""
         rows = []
-        predictions = self.predict(student, torch.device("cpu"))[:SHOWN]
+        predictions = _predict(student, self.image[:SHOWN], torch.device("cpu"))
         for photo, teacher, predicted in zip(self.photos, self.disparity, predictions, strict=False):
             scale, shift = align(predicted[None], teacher[None], torch.ones_like(teacher[None], dtype=torch.bool))
             aligned = (predicted * scale + shift).float().numpy()
@@ -66,6 +57,16 @@ def load_holdout(store: Store, split: Split, size_px: int) -> Holdout:
         disparity=_resize(torch.from_numpy(data["disparity"].astype(np.float32)), size_px),
         mean_map=_resize(_mean_map(store, split)[None], size_px),
     )
+
+
+@torch.inference_mode()
+def _predict(student: nn.Module, image: Tensor, device: torch.device) -> Tensor:
+    """Disparity of photos, in eval mode and float32; the student's mode is put back."""
+    was_training = student.training
+    student.eval()
+    parts = [student(batch.to(device)).float().cpu() for batch in image.split(BATCH)]
+    student.train(was_training)
+    return torch.cat(parts)
 
 
 def _mean_map(store: Store, split: Split) -> Tensor:

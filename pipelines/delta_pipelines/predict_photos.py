@@ -1,5 +1,6 @@
 """Depth of photos from an exported student, by onnxruntime and numpy alone."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def predict_photos(
     predictor = DepthPredictor.open(model)
     found = images.find_photos(photos)
     root = photos if photos.is_dir() else photos.parent
+    twins = Counter(photo.with_suffix("") for photo in found)
     written, failures = [], []
     for photo in found:
         failure = ""
@@ -44,18 +46,14 @@ def predict_photos(
             failure = str(error)
             failures.append(f"{photo}: {failure}")
         else:
-            target = out / photo.relative_to(root).parent / _stem(photo, found)
+            # two photos that differ in their suffix alone keep it, so that neither picture is lost
+            name = photo.stem if twins[photo.with_suffix("")] == 1 else photo.name.replace(".", "_")
+            target = out / photo.relative_to(root).parent / name
             written.append(_write(image, predictor.predict(image), target, colormap, png16, npy))
         on_photo(photo, failure, len(found))
     if not written:
         raise DeltaError(f"none of {len(found)} photos can be used; {failures[0]}", "name readable photos")
     return written
-
-
-def _stem(photo: Path, found: list[Path]) -> str:
-    """The photo's name without suffix, or with it where another photo beside it has the same."""
-    twins = [other for other in found if other.parent == photo.parent and other.stem == photo.stem]
-    return photo.stem if len(twins) == 1 else photo.name.replace(".", "_")
 
 
 def _write(image: np.ndarray, disparity: np.ndarray, target: Path, colormap: str, png16: bool, npy: bool) -> Path:

@@ -19,7 +19,7 @@ from delta.metrics import Agreement
 from delta.objective import LossConfig, Objective
 from delta.student import SIDE_MULTIPLE, Student, StudentConfig, build_student
 from delta.train import OptimizerConfig, StepReport, TrainState, fit
-from delta_cache.reader import Store
+from delta_cache.reader import Store, open_cache
 from delta_pipelines import provenance
 from delta_pipelines.feed import Feed, FeedConfig, Split, measure_targets, split_store
 from delta_pipelines.holdout import Holdout, load_holdout
@@ -72,7 +72,7 @@ class Summary(Config, frozen=True, kw_only=True):
 
 
 def distill(
-    recipe: TrainRecipe, store_path: Path, run: Path, *, device: torch.device, watcher: Watcher | None = None
+    recipe: TrainRecipe, store_path: str | Path, run: Path, *, device: torch.device, watcher: Watcher | None = None
 ) -> Summary:
     """Train a student on a complete store into the folder `run`, or resume the run that is there.
 
@@ -84,7 +84,7 @@ def distill(
         CacheError: the store is missing or incomplete.
     """
     watcher = watcher or Watcher()
-    store = Store.open(store_path).require_complete()
+    store = open_cache(store_path)
     identity = identify(recipe, store)
     claim(run, identity)
     split = split_store(store, recipe.feed)
@@ -121,7 +121,7 @@ def identify(recipe: TrainRecipe, store: Store) -> RunIdentity:
         recipe=decisive,
         init_sha256=init_sha256,
         store=store.contract.fingerprint,
-        teacher=store.contract.teacher,
+        teacher=store.teacher,
     )
 
 

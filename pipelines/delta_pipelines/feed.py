@@ -17,7 +17,6 @@ from delta.config import Config
 from delta.objective import TargetStatistics
 from delta_cache.order import epoch_order
 from delta_cache.reader import Store
-from delta_cache.schema import Status
 
 Window = dict[str, np.ndarray]
 STATISTICS_SAMPLES = 64  # chunks are random samples, so a few tell mean and deviation
@@ -39,11 +38,19 @@ class Split(Config, frozen=True, kw_only=True):
 
 
 def split_store(store: Store, config: FeedConfig) -> Split:
-    """Split the samples that have answers; at least one lands on either side where there are two."""
-    usable = np.flatnonzero(store.status() == Status.OK)
-    count = min(config.holdout_max, max(1, round(config.holdout * len(usable))))
-    cut = max(1, len(usable) - count)
-    return Split(train=usable[:cut], holdout=usable[cut:] if cut < len(usable) else usable)
+    """Split the samples that have answers by photo; at least one photo lands on either side where there are two.
+
+    Held-out samples are plain views; other views of a held-out photo are on neither side.
+    """
+    usable = np.flatnonzero(store.mask)
+    photo_of = usable % store.contract.photo_count
+    photos = np.unique(photo_of)
+    count = min(config.holdout_max, max(1, round(config.holdout * len(photos))))
+    cut = max(1, len(photos) - count)
+    if cut == len(photos):
+        return Split(train=usable, holdout=usable)
+    held = np.isin(photo_of, photos[cut:])
+    return Split(train=usable[~held], holdout=usable[held & (usable < store.contract.photo_count)])
 
 
 def feature_names(store: Store) -> list[str]:
@@ -57,10 +64,9 @@ def read_samples(store: Store, samples: np.ndarray, names: list[str]) -> Window:
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     chunk_of = samples // size
     for chunk in np.unique(chunk_of):
-        data = store.read_chunk(int(chunk), names)
-        rows = samples[chunk_of == chunk] - chunk * size
+        data = store.read_chunk(int(chunk), names, samples[chunk_of == chunk] - chunk * size)
         for name in names:
-            parts[name].append(data[name][rows])
+            parts[name].append(data[name])
     back = np.argsort(np.argsort(chunk_of, kind="stable"), kind="stable")
     return {name: np.concatenate(values)[back] for name, values in parts.items()}
 

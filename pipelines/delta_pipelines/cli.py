@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from delta import __version__
+from delta_pipelines.cli_bench import bench
 from delta_pipelines.cli_cache import Store, cache
 from delta_pipelines.options import Device, Json, Overrides, Teacher
 
@@ -22,6 +23,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(cache, name="cache")
+app.add_typer(bench, name="bench")
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 INTERRUPTED = 130

@@ -11,9 +11,9 @@ import torch
 
 from delta.batch import NO_AUGMENTATION, AugmentConfig, Batch
 from delta_cache.errors import IncompleteStore
-from delta_cache.reader import Store
+from delta_cache.reader import Store, open_cache
 from delta_cache.schema import ArraySpec, Contract, Photo, SampleRecord, Status, digest_photos
-from delta_cache.writer import open_writer
+from delta_cache.writer import open_or_create, write_chunk
 from delta_pipelines.feed import Feed, FeedConfig, Split, feature_names, measure_targets, read_samples, split_store
 
 SAMPLES, CHUNK = 27, 4
@@ -38,14 +38,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
         recipe={"size_px": 16},
         photos={"count": SAMPLES, "list_sha256": digest_photos(photos)},
         arrays=arrays,
-        codec={"cname": "zstd", "clevel": 1},
         chunk_samples=CHUNK,
         samples=SAMPLES,
     )
-    with open_writer(path, contract, photos, {}) as writer:
-        for chunk in writer.pending:
-            writer.write(chunk, *numbered(contract, chunk))
-    return Store.open(path).require_complete()
+    made = open_or_create(path, contract, photos, {})
+    for chunk in range(contract.chunks):
+        write_chunk(made, chunk, *numbered(contract, chunk))
+    return open_cache(path)
 
 
 def numbered(contract: Contract, chunk: int) -> tuple[dict[str, np.ndarray], tuple[SampleRecord, ...]]:
@@ -151,7 +150,9 @@ def test_the_stream_from_any_step_is_the_tail_of_the_stream_from_the_start(store
 def test_the_tail_does_not_read_what_it_skips(store, split, monkeypatch):
     read = []
     whole = Store.read_chunk
-    monkeypatch.setattr(Store, "read_chunk", lambda self, chunk, names: read.append(chunk) or whole(self, chunk, names))
+    monkeypatch.setattr(
+        Store, "read_chunk", lambda self, chunk, *asked: read.append(chunk) or whole(self, chunk, *asked)
+    )
     feed = Feed(store, split, [], config=FeedConfig(window_chunks=1, holdout=0.2), batch_size=4, seed=0)
     next(iter(feed.batches(4000, NO_AUGMENTATION, lambda step: 16, CPU)))
     assert 1 <= len(read) <= 4  # the batch's windows and the one ahead, not a thousand epochs
@@ -196,8 +197,8 @@ def test_the_taps_are_named_shallow_to_deep(store):
 
 
 def test_a_chunk_that_is_lost_during_training_is_an_error_and_no_zeros(store, split, tmp_path):
-    copy = Path(shutil.copytree(store.path, tmp_path / "store.zarr"))
-    (copy / "disparity" / "c" / "1" / "0" / "0").unlink()
+    copy = Path(shutil.copytree(store.url, tmp_path / "store.zarr"))
+    (copy / "disparity" / "c.1.0.0").unlink()
     with pytest.raises(IncompleteStore, match=r"chunk 1 of .* is missing"):
         for _ in itertools.islice(stream(Store.open(copy), split), 6):
             pass

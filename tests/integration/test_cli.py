@@ -13,9 +13,17 @@ from delta import __version__
 from delta_pipelines.cli import app
 
 COMMANDS = {
-    ("cache", "build"): ("PHOTOS", "STORE", "--teacher", "--recipe", "--set", "--device"),
+    ("cache", "build"): (
+        *("PHOTOS", "STORE", "--teacher", "--recipe", "--set", "--device", "--basis", "--scheduler", "--workers"),
+    ),
+    ("cache", "plan"): ("PHOTOS", "STORE", "--teacher", "--recipe", "--set", "--device", "--json"),
     ("cache", "info"): ("STORE", "--json"),
     ("cache", "show"): ("STORE", "--output", "-o", "--samples"),
+    ("cache", "verify"): ("STORE", "--full", "--live", "--teacher", "--device", "--threads", "--json"),
+    ("cache", "repair"): ("STORE", "PHOTOS", "--teacher", "--device", "--threads"),
+    ("cache", "merge"): ("STORE", "--output", "-o"),
+    ("cache", "subset"): ("STORE", "--output", "-o", "--photos", "--arrays"),
+    ("bench", "cache"): ("STORE", "--photos", "--teacher", "--set", "--device", "--place", "--json"),
     ("train",): ("STORE", "RUN", "--recipe", "--set", "--device"),
     ("export",): ("RUN", "MODEL.onnx", "--photos", "--size", "--json"),
     ("verify",): ("MODEL.onnx", "RUN", "PHOTOS", "--json"),
@@ -139,6 +147,7 @@ def test_train_without_a_store_says_how_to_make_one(delta, tmp_path):
 
 
 def test_train_on_a_folder_that_is_no_store_says_so(delta, tmp_path):
+    (tmp_path / "notes.txt").touch()
     assert "is not a Delta cache" in complaint(delta("train", tmp_path, tmp_path / "run"))
 
 

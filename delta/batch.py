@@ -5,20 +5,17 @@ alone is in `photometric`. Knows nothing of stores.
 """
 
 import math
-from typing import Annotated
 
 import msgspec
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
-from msgspec import Meta
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
+from delta.augment import AugmentConfig
 from delta.config import Config
-from delta.photometric import ColorDraws, Probability, cut_mix, distort, draw_color
+from delta.photometric import ColorDraws, cut_mix, distort, draw_color
 
-Share = Annotated[float, Meta(gt=0, le=1)]
-Ratio = Annotated[float, Meta(gt=0)]
 FEATURE_STRIDE = 16
 
 
@@ -46,47 +43,6 @@ class Batch(Config, frozen=True, kw_only=True):
 
     def _rows(self, rows: slice) -> "Batch":
         return Batch(**{name: _at(getattr(self, name), rows) for name in self.__struct_fields__})
-
-
-class AugmentConfig(Config, frozen=True, kw_only=True):
-    """Ranges of the augmentation; zeros and [1, 1] turn it off.
-
-    Geometry, for image and targets alike: `crop_scale` is the share of the view's area, `crop_ratio` the aspect ratio's
-    range (log-uniform), `rotation_deg` the largest angle. Features and attention follow a crop and a turn up to
-    `replay_deg` by interpolation; a mirrored, further turned or mixed image sits out of their terms.
-
-    The student's image alone: jitters are as in torchvision's ColorJitter; `noise` is the largest standard deviation;
-    `gray`, `blur`, `jpeg` and `cutmix` are probabilities, `jpeg_quality` a range. What CutMix covers is not valid.
-    """
-
-    crop_scale: tuple[Share, Share] = (0.4, 1.0)
-    crop_ratio: tuple[Ratio, Ratio] = (0.75, 1.333)
-    mirror: Probability = 0.5
-    rotation_deg: Annotated[float, Meta(ge=0, le=45)] = 0.0
-    replay_deg: Annotated[float, Meta(ge=0, le=45)] = 10.0
-    brightness: Probability = 0.3
-    contrast: Probability = 0.3
-    saturation: Probability = 0.3
-    hue: Annotated[float, Meta(ge=0, le=0.5)] = 0.05
-    gray: Probability = 0.05
-    blur: Probability = 0.1
-    noise: Annotated[float, Meta(ge=0, le=0.5)] = 0.0
-    jpeg: Probability = 0.0
-    jpeg_quality: tuple[Annotated[int, Meta(ge=1, le=100)], Annotated[int, Meta(ge=1, le=100)]] = (40, 95)
-    cutmix: Probability = 0.0
-
-
-NO_AUGMENTATION = AugmentConfig(
-    crop_scale=(1.0, 1.0),
-    crop_ratio=(1.0, 1.0),
-    mirror=0,
-    brightness=0,
-    contrast=0,
-    saturation=0,
-    hue=0,
-    gray=0,
-    blur=0,
-)
 
 
 class Targets(Config, frozen=True, kw_only=True):
@@ -179,11 +135,6 @@ def sample_views(
     first = torch.stack([cos * width * sign, -sin * height, center_x], dim=1)
     second = torch.stack([sin * width * sign, cos * height, center_y], dim=1)
     return torch.stack([first, second], dim=1), mirrored, torch.rad2deg(angle)
-
-
-def whole_views(image: UInt8[Tensor, "b h w 3"], samples: Int[Tensor, " b"]) -> Targets:
-    """Views without answers yet: what a teacher in the loop is shown."""
-    return Targets(image=image, disparity=torch.empty(0), features={}, attention={}, samples=samples)
 
 
 def _sample_boxes(count: int, probability: float, generator: torch.Generator) -> Float[Tensor, "b 4"]:

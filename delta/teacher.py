@@ -170,7 +170,7 @@ class StudentTeacher:
     def __call__(self, image: Float[Tensor, "b 3 h w"]) -> TeacherOutput:
         """Answer for a batch; sides must be multiples of 64. A student has no CLS token, so no attention."""
         disparity, levels = self._student.forward_with_features(image.to(self._device, torch.float32))
-        features = {f"stride{stride:02d}": level for stride, level in zip((4, 8, 16, 32), levels[1:], strict=True)}
+        features = {f"stride{stride:02d}": level for stride, level in levels.items() if stride > 2}
         return TeacherOutput(disparity=disparity.clamp(min=0), features=features, attention={})
 
 

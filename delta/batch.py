@@ -166,4 +166,6 @@ def to_device(targets: Targets, device: torch.device) -> Targets:
             return {name: each.to(device, non_blocking=True) for name, each in value.items()}
         return value.to(device, non_blocking=True)
 
-    return msgspec.structs.replace(targets, **{name: move(getattr(targets, name)) for name in targets.__struct_fields__})
+    return msgspec.structs.replace(
+        targets, **{name: move(getattr(targets, name)) for name in targets.__struct_fields__}
+    )

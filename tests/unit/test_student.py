@@ -98,7 +98,11 @@ def test_the_encoder_gets_pixels_as_it_was_trained_on_them(image):
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(levels, seen.values(), strict=True))
 
 
-SHAPES = [{"encoder": encoder} for encoder in FAMILIES] + [{"fusion": "concat"}, {"head": "stride1"}, {"head": "stride4"}]
+SHAPES = [{"encoder": encoder} for encoder in FAMILIES] + [
+    {"fusion": "concat"},
+    {"head": "stride1"},
+    {"head": "stride4"},
+]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(shape.values()))
@@ -170,7 +174,9 @@ def test_an_encoder_without_a_pyramid_is_refused_with_the_strides_it_has():
 
 
 def test_an_encoder_without_stride_2_cannot_have_the_decoder_of_the_seed():
-    with pytest.raises(DeltaError, match="the seed decoder needs levels of strides 2, 4, 8, 16; convnext_atto has 4, 8"):
+    with pytest.raises(
+        DeltaError, match="the seed decoder needs levels of strides 2, 4, 8, 16; convnext_atto has 4, 8"
+    ):
         build_student(StudentConfig(encoder="convnext_atto", decoder="seed"))
 
 

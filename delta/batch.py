@@ -5,8 +5,9 @@ alone is in `photometric`. Knows nothing of stores.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
-import msgspec
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -57,12 +58,20 @@ class Targets(Config, frozen=True, kw_only=True):
     attention: dict[str, Tensor]
     samples: Tensor
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Targets":
+        """Change every tensor, such as by copying it to a device."""
+
+        def changed(value: Any) -> Any:
+            return {k: change(v) for k, v in value.items()} if isinstance(value, dict) else change(value)
+
+        return Targets(**{name: changed(getattr(self, name)) for name in self.__struct_fields__})
+
 
 class Draws(Config, frozen=True, kw_only=True):
     """What chance decided for each image of a batch; rows of it are what it decided for rows of the batch.
 
-    `matrix` "b 2 3" maps output to view coordinates, both in [-1, 1]; `mixed` "b 4" is the box that CutMix covers, left,
-    top, right and bottom in [0, 1], or nothing (zeros).
+    `matrix` "b 2 3" maps output to view coordinates, both in [-1, 1]; `mixed` "b 4" is the box that CutMix covers:
+    left, top, right and bottom in [0, 1], or nothing (zeros).
     """
 
     matrix: Tensor
@@ -119,7 +128,7 @@ def make_batch(targets: Targets, draws: Draws, *, size_px: int, config: AugmentC
 def sample_views(
     count: int, config: AugmentConfig, generator: torch.Generator
 ) -> tuple[Float[Tensor, "b 2 3"], Bool[Tensor, " b"], Float[Tensor, " b"]]:
-    """Draw affine maps from output to view coordinates, both in [-1, 1], which of them mirror, and their angles [deg]."""
+    """Draw affine maps from output to view coordinates in [-1, 1], which of them mirror, and their angles [deg]."""
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, generator=generator)
@@ -154,18 +163,6 @@ def _grid(matrix: Float[Tensor, "b 2 3"], side: int) -> Float[Tensor, "b s s 2"]
     return functional.affine_grid(matrix, [matrix.shape[0], 1, side, side], align_corners=False)
 
 
-def _at(value: Tensor | dict[str, Tensor], rows: slice) -> Tensor | dict[str, Tensor]:
+def _at(value: Any, rows: slice) -> Any:
+    """Rows of a tensor, or of each in a dict."""
     return {name: each[rows] for name, each in value.items()} if isinstance(value, dict) else value[rows]
-
-
-def to_device(targets: Targets, device: torch.device) -> Targets:
-    """Copy to a device, without waiting where the memory is pinned."""
-
-    def move(value: Tensor | dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
-        if isinstance(value, dict):
-            return {name: each.to(device, non_blocking=True) for name, each in value.items()}
-        return value.to(device, non_blocking=True)
-
-    return msgspec.structs.replace(
-        targets, **{name: move(getattr(targets, name)) for name in targets.__struct_fields__}
-    )

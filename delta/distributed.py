@@ -1,13 +1,13 @@
 """Several processes that train one student, as torchrun starts them: who is who, and what they have to agree on."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from timm.layers import BatchNormAct2d
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -116,7 +116,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
         self.weight, self.bias = norm.weight, norm.bias
         self.running_mean, self.running_var = norm.running_mean, norm.running_var
         self.num_batches_tracked = norm.num_batches_tracked
-        after: Sequence[nn.Module] = (norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else ()
+        after: Any = (norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else ()
         self.after = nn.Sequential(*after)
 
     def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:

@@ -8,7 +8,7 @@ import safetensors
 import timm
 import torch
 from safetensors.torch import load_file
-from timm.layers import Format
+from timm.layers.format import Format
 from torch import Tensor, nn
 
 from delta import hub
@@ -59,6 +59,12 @@ def level_channels(encoder: nn.Module) -> dict[int, int]:
     info: Any = encoder.feature_info
     pairs = zip(info.reduction(), info.channels(), strict=True)
     return {stride: channels for stride, channels in pairs if stride in STRIDES}
+
+
+def level_strides(encoder: nn.Module) -> list[int]:
+    """Strides of all outputs of the encoder, in order."""
+    info: Any = encoder.feature_info
+    return list(info.reduction())
 
 
 def channels_last(encoder: nn.Module) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from delta.config import Config
 from delta.decoder import Fusion, Head, LightDecoder, SeedDecoder
-from delta.encoder import STRIDES, build_encoder, channels_last, level_channels, normalization
+from delta.encoder import STRIDES, build_encoder, channels_last, level_channels, level_strides, normalization
 from delta.errors import DeltaError
 
 SIDE_MULTIPLE = 64  # MobileViT unfolds 2x2 patches at stride 32; other sides make it resize inside
@@ -45,6 +45,7 @@ class Student(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.channels = level_channels(encoder)
+        self._strides = level_strides(encoder)
         self._turn = channels_last(encoder)
         self._used = SEED_STRIDES if config.decoder == "seed" else LIGHT_STRIDES
         mean, std = normalization(config.encoder)
@@ -63,7 +64,7 @@ class Student(nn.Module):
         `channels` has the same keys.
         """
         outputs = self.encoder((image - self.mean) / self.std)
-        levels = dict(zip(self.encoder.feature_info.reduction(), outputs, strict=True))
+        levels = dict(zip(self._strides, outputs, strict=True))
         levels = {
             stride: level.permute(0, 3, 1, 2) if self._turn else level
             for stride, level in levels.items()

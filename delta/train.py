@@ -27,8 +27,8 @@ SMALLEST_LOSS_SCALE = 1.0  # fp16 gradients that overflow even unscaled are not 
 class StepReport(Config, frozen=True, kw_only=True):
     """One step's numbers: 1-based `step`, loss terms, gradient norm before clipping, decoder learning rate.
 
-    The terms are means over all processes. `step_s` is the time from the end of the step before, `wait_s` the part of it
-    spent waiting for the batch; `images` those of all processes.
+    The terms are means over all processes. `step_s` is the time from the end of the step before, `wait_s` the part of
+    it spent waiting for the batch; `images` those of all processes.
     """
 
     step: int
@@ -147,6 +147,6 @@ def _mendable(batch: Batch, config: OptimizerConfig) -> Iterator[None]:
         where = "GPU" if batch.image.device.type == "cuda" else "machine"
         raise DeltaError(
             f"the {where} ran out of memory on {images} images of {side} px in {config.accumulate} part(s)",
-            f"raise optimizer.accumulate to {2 * config.accumulate} (the same step in smaller parts), or lower batch_size"
-            " or size_px; on a GPU optimizer.precision=bfloat16 needs about half",
+            f"raise optimizer.accumulate to {2 * config.accumulate} (the same step in smaller parts), or lower"
+            " batch_size or size_px; on a GPU optimizer.precision=bfloat16 needs about half",
         ) from error

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from delta import __version__
+from delta_pipelines.cli_train import register as register_training
 
 app = typer.Typer(
     name="delta",
@@ -88,26 +89,6 @@ def cache_show(
 
 
 @app.command()
-def train(
-    store: Store,
-    run: Run,
-    recipe: Annotated[str, typer.Option(help="TOML file, or a shipped recipe: student, seed.")] = "student",
-    overrides: Overrides = None,
-    device: Device = "auto",
-) -> None:
-    """Train a student from a store alone. Run again to resume."""
-    from delta.device import choose_device
-    from delta_pipelines import report
-    from delta_pipelines.distill import TrainRecipe, distill
-    from delta_pipelines.recipe import load_recipe
-
-    settings = load_recipe(TrainRecipe, recipe, overrides or [])
-    with report.training_progress() as watcher:
-        summary = distill(settings, store, run, device=choose_device(device), watcher=watcher)
-    report.training_done(run, summary)
-
-
-@app.command()
 def export(
     run: Run,
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="File to write.")],
@@ -173,6 +154,9 @@ def demo(
     from delta_pipelines.demo import run_demo
 
     report.demo(run_demo(out, photos, teacher, choose_device(device)))
+
+
+register_training(app)
 
 
 def _print_version(wanted: bool) -> bool:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-
 from torchvision.transforms.v2 import functional as vision
 
 from delta.augment import NO_AUGMENTATION, AugmentConfig

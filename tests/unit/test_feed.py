@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from delta.batch import NO_AUGMENTATION, AugmentConfig, Batch
+from delta.augment import NO_AUGMENTATION, AugmentConfig
+from delta.batch import Batch
+from delta.objective import LossConfig
 from delta_cache.errors import IncompleteStore
 from delta_cache.reader import Store
 from delta_cache.schema import ArraySpec, Contract, Photo, SampleRecord, Status, digest_photos
 from delta_cache.writer import open_writer
-from delta_pipelines.feed import Feed, FeedConfig, Split, feature_names, measure_targets, read_samples, split_store
+from delta_pipelines.feed import Feed, Split, feature_names, measure_targets, read_samples, split_store
+from delta_pipelines.train_recipe import FeedConfig
 
 SAMPLES, CHUNK = 27, 4
 FAILED = (2, 9, 10, 26)
@@ -78,7 +81,7 @@ def stream(
     store: Store, split: Split, *, first: int = 0, seed: int = 0, batch_size: int = 4, window_chunks: int = 2
 ) -> Iterator[Batch]:
     config = FeedConfig(window_chunks=window_chunks, holdout=0.2)
-    feed = Feed(store, split, list(TAPS), config=config, batch_size=batch_size, seed=seed)
+    feed = Feed(store, split, [f"features/{tap}" for tap in TAPS], config=config, batch_size=batch_size, seed=seed)
     augment = AugmentConfig(brightness=0, contrast=0, saturation=0, hue=0, gray=0, blur=0)
     return feed.batches(first, augment, lambda step: 16 if step < 6 else 32, CPU)
 
@@ -182,13 +185,13 @@ def test_samples_are_read_in_the_order_asked_for(store, samples):
 
 
 def test_the_constants_are_those_of_the_training_samples_alone(store, split):
-    measured = measure_targets(store, split, with_features=True)
+    measured = measure_targets(store, split, LossConfig(features=1.0))
     numbers = torch.from_numpy(split.train).double()
     assert measured.disparity_scale == pytest.approx(numbers.mean().item())
     assert measured.feature_mean["block12"].tolist() == pytest.approx([10 * numbers.mean().item()] * 2)
     spread = torch.from_numpy(split.train).repeat_interleave(9).double().std().item()
     assert measured.feature_std["block09"].tolist() == pytest.approx([spread] * 2)
-    assert measure_targets(store, split, with_features=False).feature_mean == {}
+    assert measure_targets(store, split, LossConfig(raw=1.0)).feature_mean == {}
 
 
 def test_the_taps_are_named_shallow_to_deep(store):

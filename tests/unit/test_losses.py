@@ -439,7 +439,7 @@ def test_relations_do_not_change_when_the_student_turns_and_scales_its_features(
 
 
 def test_the_hierarchical_loss_sees_what_the_global_one_hides() -> None:
-    # Near things are ten times as far apart as distant ones: an error in the distance is small beside the global spread.
+    # Near things are ten times as far apart as distant ones: an error in the distance is small beside the whole.
     teacher = torch.cat([torch.linspace(0, 1, 50), torch.linspace(90, 100, 50)]).double().reshape(1, 10, 10)
     student = teacher.clone()
     student[0, :5] = student[0, :5].flip(0, 1)

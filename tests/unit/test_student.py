@@ -139,15 +139,25 @@ def test_fusion_by_concatenation_mixes_where_addition_only_adds():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "encoder",
-    ["mobilevit_xs", "mobilevit_s", "mobilevitv2_075", "mobilevitv2_100", "mobilenetv4_conv_small"]
-    + ["mobilenetv4_conv_medium", "mobilenetv4_hybrid_medium", "efficientnet_lite0", "resnet18", "convnext_atto"]
-    + ["fastvit_t8", "edgenext_xx_small", "vgg11"],
+    [
+        "mobilevit_xs",
+        "mobilevit_s",
+        "mobilevitv2_075",
+        "mobilevitv2_100",
+        "mobilenetv4_conv_small",
+        "mobilenetv4_conv_medium",
+        "mobilenetv4_hybrid_medium",
+        "efficientnet_lite0",
+        "resnet18",
+        "convnext_atto",
+        "fastvit_t8",
+        "edgenext_xx_small",
+        "vgg11",
+    ],
 )
 def test_other_encoders_of_timm_build_learn_and_answer(encoder, image):
     student = build_student(StudentConfig(encoder=encoder))
-    with FlopCounterMode(display=False):
-        student(image).square().mean().backward()
-    assert student.encoder.state_dict()
+    student(image).square().mean().backward()
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in student.encoder.parameters())
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from delta.batch import Batch
 from delta.errors import DeltaError
 from delta.objective import LossConfig, Objective, TargetStatistics
-from delta.student import StudentConfig, build_student
 from delta.optimizer import OptimizerConfig
+from delta.student import StudentConfig, build_student
 from delta.train import NotFinite, StepReport, fit
 from delta.train_state import TrainState
 

@@ -1,0 +1,89 @@
+"""The commands of stage 2: train, runs, bench."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+bench = typer.Typer(help="Measure what the trainer claims.", no_args_is_help=True)
+
+Store = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the cache.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the training run.")]
+Recipe = Annotated[str, typer.Option(help="TOML file, or a shipped recipe: student, smoke, cpu-small, gpu-full, seed.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one entry of the recipe; repeatable.")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto takes a GPU where there is one.")]
+Teacher = Annotated[
+    str | None,
+    typer.Option(help="Hub id, local folder in hub layout, or a Delta run [default: $DELTA_TEACHER, then the hub's]."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command()(train)
+    app.command()(runs)
+    app.add_typer(bench, name="bench")
+
+
+def train(
+    store: Store,
+    run: Run,
+    recipe: Recipe = "student",
+    overrides: Overrides = None,
+    device: Device = "auto",
+    teacher: Teacher = None,
+) -> None:
+    """Train a student from a store alone (with feed.live from the teacher itself). Run again to resume.
+
+    Several processes: torchrun --nproc-per-node N -m delta_pipelines train …
+    """
+    from contextlib import nullcontext
+
+    from delta.device import choose_device
+    from delta.distributed import join
+    from delta_pipelines import report_train
+    from delta_pipelines.distill import distill
+    from delta_pipelines.recipe import load_recipe
+    from delta_pipelines.train_recipe import TrainRecipe
+
+    settings = load_recipe(TrainRecipe, recipe, overrides or [])
+    with join(choose_device(device)) as (world, place):
+        live = None
+        if settings.feed.live:
+            from delta_pipelines.live import load_live_teacher
+
+            live = load_live_teacher(teacher, store, place)
+        with report_train.training_progress() if world.leads else nullcontext() as watcher:
+            summary = distill(
+                settings,
+                store,
+                run,
+                device=place,
+                watcher=watcher,
+                world=world,
+                recipe_name=Path(recipe).stem,
+                teacher=live,
+            )
+        if world.leads:
+            report_train.training_done(run, summary)
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder that holds runs.")] = Path(),
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="REPORT.md", help="Also write them as Markdown, with curves."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List runs side by side: agreement, loss, speed, and what their recipes differ in."""
+    from delta_pipelines import report_train
+    from delta_pipelines.run_report import find_runs, read_run, write_comparison
+
+    facts = [read_run(run) for run in find_runs(folder)]
+    report_train.runs(facts, as_json)
+    if output:
+        print(write_comparison(facts, output))

@@ -5,7 +5,8 @@ alone is in `photometric`. Knows nothing of stores.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from delta.config import Config
 from delta.photometric import ColorDraws, cut_mix, distort, draw_color
 
 FEATURE_STRIDE = 16
+NOTHING: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({})
 
 
 class Batch(Config, frozen=True, kw_only=True):
@@ -100,8 +102,18 @@ def draw(count: int, config: AugmentConfig, generator: torch.Generator) -> Draws
     )
 
 
-def make_batch(targets: Targets, draws: Draws, *, size_px: int, config: AugmentConfig) -> Batch:
+def make_batch(
+    targets: Targets,
+    draws: Draws,
+    *,
+    size_px: int,
+    config: AugmentConfig,
+    decode: Mapping[str, Callable[[Tensor], Tensor]] = NOTHING,
+) -> Batch:
     """Cut, mirror, turn and resample stored views to `size_px`, then change the student's image.
+
+    `decode` turns the codes of a tap into its features. That is linear, so it comes after the resampling, which leaves
+    fewer places to decode.
 
     The guard of the views: a mirrored sample has feature weight 0, since a ViT's features of a mirrored photo are not
     its features mirrored (cosine 0.7 to 0.84, measured). Crops and small turns are replayed by interpolation.
@@ -118,7 +130,9 @@ def make_batch(targets: Targets, draws: Draws, *, size_px: int, config: AugmentC
         image=distort(image, draws.color, config),
         disparity=warped[:, 3],
         valid=(grid.abs() <= 1).all(dim=-1) & ~covered,
-        features={tap: _resample(value, cells, "border") for tap, value in targets.features.items()},
+        features={
+            tap: decode.get(tap, _as_it_is)(_resample(f, cells, "border")) for tap, f in targets.features.items()
+        },
         attention={tap: _resample(value, cells, "zeros") for tap, value in targets.attention.items()},
         feature_weight=draws.feature_weight.to(device, torch.float32),
         samples=targets.samples,
@@ -153,6 +167,10 @@ def _sample_boxes(count: int, probability: float, generator: torch.Generator) ->
     width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
     left, top = x * (1 - width), y * (1 - height)
     return torch.stack([left, top, left + width, top + height], dim=1) * (chance < probability)[:, None]
+
+
+def _as_it_is(value: Tensor) -> Tensor:
+    return value
 
 
 def _resample(value: Tensor, grid: Tensor, padding: str) -> Tensor:

@@ -4,6 +4,7 @@ Knows numpy and Pillow only, so that prediction runs without torch.
 """
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -46,14 +47,14 @@ def find_photos(path: Path) -> list[Path]:
     return photos
 
 
-def read_photo(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+def read_photo(source: Path | BinaryIO) -> UInt8[np.ndarray, "h w 3"]:
     """Decode a photo to RGB as a person would see it: EXIF orientation applied, first frame, no alpha.
 
     Raises:
         UnreadablePhoto: not an image, cut short, smaller than `MIN_SIDE_PX`, or above `MAX_MEGAPIXELS`.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             _require_usable_size(image)
             image.load()
             return np.asarray(_to_rgb(_upright(image)))

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -22,18 +22,19 @@ from delta.config import Config
 from delta.errors import DeltaError
 from delta.student import Student
 
+Precision = Literal["float32", "bfloat16", "float16"]
 DEFAULT_TEACHER = "depth-anything/Depth-Anything-V2-Small-hf"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class TeacherIdentity(Config, frozen=True, kw_only=True):
-    """What decides a teacher's numbers, beside the pixels it is shown."""
+    """What decides a teacher's numbers, beside the pixels it is shown; `name` alone decides nothing."""
 
     name: str
-    revision: str
     weights_sha256: str
+    architecture: str
     preprocessing: str
-    dtype: str
+    precision: Precision
 
 
 class TeacherOutput(Config, frozen=True, kw_only=True):
@@ -63,29 +64,35 @@ class Teacher(Protocol):
 
 
 def load_teacher(
-    name: str, *, taps: tuple[int, ...] = (3, 6, 9, 12), dtype: str = "float32", device: torch.device | None = None
+    name: str,
+    *,
+    taps: tuple[int, ...] = (3, 6, 9, 12),
+    precision: Precision = "float32",
+    compiled: bool = False,
+    device: torch.device | None = None,
 ) -> Teacher:
     """Load a teacher by hub id, from a local folder in hub layout, or from a Delta run or checkpoint.
 
     Args:
         taps: transformer blocks, counted from 1, whose output after the final LayerNorm is kept (as DPT taps them).
             A Delta student has no blocks and gives its four encoder levels instead.
+        precision: of the forward pass, by autocast; weights, norms and softmax stay float32.
+        compiled: run torch.compile's version of the network, which takes a minute to make.
 
     Raises:
         DeltaError: nothing loadable under that name, or the hub cannot be reached.
     """
     device = device or torch.device("cpu")
-    torch_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
     path = Path(name)
     if is_student(path):
-        return StudentTeacher(*load_student(path), device=device)
+        return StudentTeacher(*load_student(path), precision=precision, device=device)
     looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1
     if looks_local and not path.is_dir():
         raise DeltaError(
             f"there is no teacher at {name}",
             f"name a folder in hub layout, a Delta run, or a hub id such as {DEFAULT_TEACHER}",
         )
-    return DepthAnythingTeacher(name, taps=taps, dtype=torch_dtype, device=device)
+    return DepthAnythingTeacher(name, taps=taps, precision=precision, compiled=compiled, device=device)
 
 
 class DepthAnythingTeacher:
@@ -93,26 +100,30 @@ class DepthAnythingTeacher:
 
     side_multiple = 14
 
-    def __init__(self, name: str, *, taps: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, name: str, *, taps: tuple[int, ...], precision: Precision, compiled: bool, device: torch.device
+    ) -> None:
         model = _load_depth_anything(name).eval().requires_grad_(False)
         weights_sha256 = digest_weights(model.state_dict())
-        self._model = model.to(device, dtype)
+        self._model = model.to(device)
+        self._forward = torch.compile(self._answer) if compiled else self._answer
         blocks = len(self._blocks)
         if not taps or list(taps) != sorted(set(taps)) or not 1 <= taps[0] <= taps[-1] <= blocks:
             raise DeltaError(
                 f"taps {list(taps)} do not fit a teacher of {blocks} blocks",
                 f"give ascending block numbers from 1 to {blocks}, such as [3, 6, 9, 12]",
             )
-        self._taps, self._dtype, self._device = taps, dtype, device
+        self._taps, self._device = taps, device
+        self._precision: Precision = precision
         self.parameters = sum(p.numel() for p in model.parameters())
         self._mean = torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1)
         self._std = torch.tensor(IMAGENET_STD, device=device).view(3, 1, 1)
         self.identity = TeacherIdentity(
             name=DEFAULT_TEACHER if Path(name).name == DEFAULT_TEACHER.split("/")[1] else Path(name).name,
-            revision=str(getattr(self._model.config, "_commit_hash", None) or "local"),
             weights_sha256=weights_sha256,
+            architecture=_describe(self._model.config),
             preprocessing="bicubic, rgb/255, imagenet mean and std",
-            dtype=str(dtype).removeprefix("torch."),
+            precision=precision,
         )
 
     @property
@@ -122,31 +133,36 @@ class DepthAnythingTeacher:
     @torch.inference_mode()
     def __call__(self, image: Float[Tensor, "b 3 h w"]) -> TeacherOutput:
         """Answer for a batch; sides must be multiples of 14."""
-        pixels = ((image.to(self._device, torch.float32) - self._mean) / self._std).to(self._dtype)
-        tokens: dict[int, Tensor] = {}
-        queries: dict[int, Tensor] = {}
-        keys: dict[int, Tensor] = {}
+        pixels = (image.to(self._device, torch.float32) - self._mean) / self._std
+        with _autocast(self._device, self._precision):
+            disparity, tokens, queries, keys = self._forward(pixels)
+        grid = (image.shape[-2] // self.side_multiple, image.shape[-1] // self.side_multiple)
+        heads = self._model.config.backbone_config.num_attention_heads
+        names = [f"block{tap:02d}" for tap in self._taps]
+        return TeacherOutput(
+            disparity=disparity.float(),
+            features={name: _patch_grid(value, grid) for name, value in zip(names, tokens, strict=True)},
+            attention={
+                name: cls_attention(query, key, heads, grid)
+                for name, query, key in zip(names, queries, keys, strict=True)
+            },
+        )
+
+    def _answer(self, pixels: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+        """Disparity, and per tap the normalized tokens, the queries and the keys, caught on their way."""
+        caught: dict[tuple[str, int], Tensor] = {}
         hooks = []
         for tap in self._taps:
             block = self._blocks[tap - 1]
-            hooks += [
-                block.register_forward_hook(_keep(tokens, tap)),
-                block.attention.q_proj.register_forward_hook(_keep(queries, tap)),
-                block.attention.k_proj.register_forward_hook(_keep(keys, tap)),
-            ]
+            for kind, module in (("token", block), ("query", block.attention.q_proj), ("key", block.attention.k_proj)):
+                hooks.append(module.register_forward_hook(_keep(caught, (kind, tap))))
         try:
             disparity = self._model(pixels).predicted_depth
         finally:
             for hook in hooks:
                 hook.remove()
-        grid = (image.shape[-2] // self.side_multiple, image.shape[-1] // self.side_multiple)
-        heads = self._model.config.backbone_config.num_attention_heads
-        norm = self._model.backbone.layernorm
-        return TeacherOutput(
-            disparity=disparity.float(),
-            features={_block(tap): _patch_grid(norm(tokens[tap]), grid) for tap in self._taps},
-            attention={_block(tap): cls_attention(queries[tap], keys[tap], heads, grid) for tap in self._taps},
-        )
+        tokens, queries, keys = ([caught[kind, tap] for tap in self._taps] for kind in ("token", "query", "key"))
+        return disparity, [self._model.backbone.layernorm(value) for value in tokens], queries, keys
 
 
 class StudentTeacher:
@@ -154,24 +170,26 @@ class StudentTeacher:
 
     side_multiple = 64
 
-    def __init__(self, student: Student, card: StudentCard, *, device: torch.device) -> None:
+    def __init__(self, student: Student, card: StudentCard, *, precision: Precision, device: torch.device) -> None:
         self._student = student.to(device).eval().requires_grad_(False)
+        self._precision: Precision = precision
         self._device = device
         self.parameters = sum(p.numel() for p in student.parameters())
         self.identity = TeacherIdentity(
             name=f"delta student {card.config.encoder} of {card.teacher}",
-            revision=card.fingerprint,
             weights_sha256=digest_weights(student.state_dict()),
+            architecture=f"{card.config.encoder}, {card.config.decoder} decoder",
             preprocessing="bicubic, rgb/255",
-            dtype="float32",
+            precision=precision,
         )
 
     @torch.inference_mode()
     def __call__(self, image: Float[Tensor, "b 3 h w"]) -> TeacherOutput:
         """Answer for a batch; sides must be multiples of 64. A student has no CLS token, so no attention."""
-        disparity, levels = self._student.forward_with_features(image.to(self._device, torch.float32))
-        features = {f"stride{stride:02d}": level for stride, level in levels.items() if stride > 2}
-        return TeacherOutput(disparity=disparity.clamp(min=0), features=features, attention={})
+        with _autocast(self._device, self._precision):
+            disparity, levels = self._student.forward_with_features(image.to(self._device, torch.float32))
+        features = {f"stride{stride:02d}": level.float() for stride, level in levels.items() if stride > 2}
+        return TeacherOutput(disparity=disparity.float().clamp(min=0), features=features, attention={})
 
 
 def cls_attention(
@@ -199,15 +217,24 @@ def digest_weights(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _keep(into: dict[int, Tensor], tap: int) -> Any:
+def _autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
+
+
+def _keep(into: dict[tuple[str, int], Tensor], key: tuple[str, int]) -> Any:
     def hook(_module: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> None:
-        into[tap] = output
+        into[key] = output
 
     return hook
 
 
-def _block(tap: int) -> str:
-    return f"block{tap:02d}"
+def _describe(config: Any) -> str:
+    backbone = config.backbone_config
+    taps = "-".join(str(index) for index in backbone.out_indices)
+    return (
+        f"{config.model_type}: {backbone.num_hidden_layers} blocks of {backbone.hidden_size}, "
+        f"{backbone.num_attention_heads} heads, patch {backbone.patch_size}, DPT on blocks {taps}"
+    )
 
 
 def _patch_grid(tokens: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Tensor:

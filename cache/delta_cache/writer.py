@@ -1,159 +1,121 @@
-"""Write a store chunk by chunk, so that a kill at any instant loses at most the chunk in flight.
+"""Write a store chunk by chunk, so that a kill at any instant loses at most the chunks in flight.
 
-Order of events for a chunk: its array files are written aside and renamed (by zarr), hashed from disk and fsynced;
-only then its ledger record is written aside, fsynced and renamed. A chunk without a record does not exist.
+Order of events for a chunk: its arrays are compressed and digested in memory; each file is written aside, flushed and
+renamed; only then its ledger entry is, in the same way. A chunk without an entry does not exist.
 """
 
 import hashlib
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import filelock
 import msgspec
 import numpy as np
-import zarr
-from zarr.codecs import BloscCodec
 
+from delta_cache.basis import TapBasis, digest_bases
+from delta_cache.codec import compress
 from delta_cache.errors import CacheError, ContractMismatch
-from delta_cache.reader import LEDGER, PHOTOS, Store, chunk_file, ledger_name
-from delta_cache.schema import ChunkRecord, Contract, Photo, SampleRecord, difference
+from delta_cache.layout import PHOTOS, ROOT, chunk_file, ledger_file, metadata
+from delta_cache.reader import Store
+from delta_cache.schema import ChunkRecord, Contract, Photo, SampleRecord, Times, difference, seal_entry
+from delta_cache.storage import ASIDE, CLAIMS, Storage, open_storage
+
+Bases = dict[str, TapBasis]
 
 
-class CacheWriter:
-    """Create or resume a store; `pending` lists the chunks still to be written."""
+def open_or_create(
+    url: str | Path,
+    contract: Contract,
+    photos: list[Photo],
+    provenance: Mapping[str, Any],
+    make_bases: Callable[[], Bases] = dict,
+) -> Store:
+    """Create the store at `url`, or open the one of the same contract that is there.
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self._arrays = {spec.name: store.array(spec.name, mode="r+") for spec in store.contract.arrays}
-
-    @property
-    def pending(self) -> list[int]:
-        """Chunks without a ledger record, or whose files are not those recorded."""
-        return [chunk for chunk in range(self.store.contract.chunks) if not self.store.is_whole(chunk)]
-
-    def write(self, chunk: int, data: Mapping[str, np.ndarray], samples: tuple[SampleRecord, ...]) -> ChunkRecord:
-        """Write one chunk; `data` holds for every array of the contract its samples, whole.
-
-        Raises:
-            OSError: the disk is full or failing; nothing is recorded and the chunk stays pending.
-        """
-        members = self.store.contract.chunk_range(chunk)
-        if len(samples) != len(members) or data.keys() != self._arrays.keys():
-            raise ValueError(f"chunk {chunk} needs {len(members)} samples of {sorted(self._arrays)}")
-        (self.store.path / LEDGER / ledger_name(chunk)).unlink(missing_ok=True)
-        files = {}
-        for name, values in data.items():
-            array = self._arrays[name]
-            if values.shape != (len(members), *array.shape[1:]) or values.dtype != array.dtype:
-                raise ValueError(f"{name}: got {values.dtype}{values.shape} for {array.dtype}{array.shape}")
-            array[members.start : members.stop] = values
-            relative = chunk_file(name, len(array.shape), chunk)
-            files[relative] = _seal(self.store.path / relative)
-        record = ChunkRecord(chunk=chunk, files=files, samples=samples)
-        _write_durably(self.store.path / LEDGER / ledger_name(chunk), msgspec.json.encode(record))
-        return record
-
-
-@contextmanager
-def open_writer(
-    path: Path, contract: Contract, photos: list[Photo], provenance: Mapping[str, Any]
-) -> Iterator[CacheWriter]:
-    """Create the store at `path`, or resume one of the same contract, holding its lock meanwhile.
+    Args:
+        contract: without `basis_sha256`, which is filled in; a store that is there keeps its own bases.
+        make_bases: called once, when the store is new, for the bases of its int8 features.
 
     Raises:
         ContractMismatch: the store there was made under another contract.
-        CacheError: something else is there, or another build is writing it.
+        CacheError: something else is there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.absolute()  # "." has no name of its own
-    lock = filelock.FileLock(whole.with_name(f".{whole.name}.lock"), timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise CacheError(f"another build is writing {path}", "wait for it, or name another store") from None
-    try:
-        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-            _create(whole, contract, photos, provenance)
-        store = Store.open(path)
-        lines = difference(contract, store.contract)
-        if lines:
-            listing = "\n".join(f"  {line}" for line in lines)
-            raise ContractMismatch(
-                f"{path} was made under another contract:\n{listing}",
-                "repeat the build as the store was made, or name another store",
-            )
-        _sweep(path)
-        yield CacheWriter(store)
-    finally:
-        lock.release()
-
-
-def _sweep(path: Path) -> None:
-    """Remove what a killed build left half-written: zarr writes to NAME.partial and renames."""
-    for leftover in path.rglob("*.partial"):
-        leftover.unlink()
-
-
-def _create(path: Path, contract: Contract, photos: list[Photo], provenance: Mapping[str, Any]) -> None:
-    """Lay out an empty store aside and rename it, so that a store is there as a whole or not at all."""
-    aside = path.with_name(f".{path.name}.new")
-    shutil.rmtree(aside, ignore_errors=True)
-    group = zarr.open_group(str(aside), mode="w", zarr_format=3)
-    for spec in contract.arrays:
-        group.create_array(
-            spec.name,
-            shape=(contract.samples, *spec.shape),
-            chunks=(contract.chunk_samples, *spec.shape),
-            dtype=spec.dtype,
-            fill_value=0,
-            compressors=[_compressor(contract.codec, spec.dtype)],
-            config={"write_empty_chunks": True},
+    storage = open_storage(url)
+    with storage.claim("create"):
+        if storage.size(ROOT) is None:
+            _create(storage, contract, photos, provenance, make_bases())
+    store = Store.open(storage)
+    asked = msgspec.structs.replace(contract, basis_sha256=store.contract.basis_sha256)
+    lines = difference(asked, store.contract)
+    if lines:
+        listing = "\n".join(f"  {line}" for line in lines)
+        raise ContractMismatch(
+            f"{store.url} was made under another contract:\n{listing}",
+            "repeat the build as the store was made, or name another store",
         )
-    group.attrs["delta"] = {
-        "contract": msgspec.to_builtins(contract),
-        "fingerprint": contract.fingerprint,
-        "provenance": dict(provenance),
-    }
-    (aside / LEDGER).mkdir()
-    _write_durably(aside / PHOTOS, b"".join(msgspec.json.encode(photo) + b"\n" for photo in photos))
-    if path.exists():
-        path.rmdir()
-    os.rename(aside, path)
-    _sync_folder(path.parent)
+    return store
 
 
-def _compressor(codec: Mapping[str, Any], dtype: str) -> BloscCodec:
-    shuffle = "noshuffle" if dtype == "uint8" else "bitshuffle"
-    return BloscCodec(cname=codec["cname"], clevel=codec["clevel"], shuffle=shuffle, typesize=np.dtype(dtype).itemsize)
+def write_chunk(
+    store: Store,
+    chunk: int,
+    data: Mapping[str, np.ndarray],
+    samples: tuple[SampleRecord, ...],
+    times: Callable[[], Times] = Times,
+) -> ChunkRecord:
+    """Write one chunk; `data` holds for every array of the contract its samples as they are stored.
+
+    Args:
+        times: asked for when the data is on disk, so that it can tell how long that took.
+
+    Raises:
+        OSError: the disk is full or failing; nothing is recorded and the chunk stays pending.
+    """
+    contract = store.contract
+    if len(samples) != len(contract.chunk_range(chunk)) or data.keys() != {spec.name for spec in contract.arrays}:
+        raise ValueError(f"chunk {chunk} needs {len(contract.chunk_range(chunk))} samples of {sorted(data)}")
+    store.storage.delete(ledger_file(chunk))
+    files = {}
+    for spec in contract.arrays:
+        values = data[spec.name]
+        if values.shape != (len(samples), *spec.shape) or values.dtype != spec.dtype:
+            raise ValueError(f"{spec.name}: got {values.dtype}{values.shape} for {spec.dtype}{spec.shape}")
+        content = compress(values, spec, contract.chunk_samples)
+        files[chunk_file(spec, chunk)] = (len(content), hashlib.sha256(content).hexdigest())
+        store.storage.write(chunk_file(spec, chunk), content)
+    record = ChunkRecord(chunk=chunk, files=files, samples=samples, times=times())
+    store.storage.write(ledger_file(chunk), seal_entry(record))
+    return record
 
 
-def _seal(path: Path) -> tuple[int, str]:
-    """Flush a written file to the disk; return its length and SHA-256."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
-        return os.fstat(file.fileno()).st_size, digest
+def discard(store: Store, chunk: int) -> None:
+    """Take a chunk back: without its ledger entry it is to be built again."""
+    store.storage.delete(ledger_file(chunk))
 
 
-def _write_durably(path: Path, content: bytes) -> None:
-    aside = path.with_name(f".{path.name}.new")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    _sync_folder(path.parent)
+def restore_metadata(store: Store) -> None:
+    """Write every file that describes the store's arrays again, as its contract says.
+
+    Raises:
+        CorruptStore: the bases or the photo list are damaged, which only a new build can mend.
+    """
+    for name, content in metadata(store.contract, store.bases, store.provenance).items():
+        if name != ROOT and store.storage.read_many([name]).get(name) != content:
+            store.storage.write(name, content)
 
 
-def _sync_folder(path: Path) -> None:
-    if os.name == "nt":  # folders cannot be opened there; NTFS journals the rename
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _create(
+    storage: Storage, contract: Contract, photos: list[Photo], provenance: Mapping[str, Any], bases: Bases
+) -> None:
+    """Lay out an empty store; the root's zarr.json comes last, and with it the store is there."""
+    whole = msgspec.structs.replace(contract, basis_sha256=digest_bases(bases))
+    files = {PHOTOS: b"".join(msgspec.json.encode(photo) + b"\n" for photo in photos)}
+    files |= metadata(whole, bases, dict(provenance))
+    strangers = {name for name in storage.sizes() if name.removesuffix(ASIDE) not in files and CLAIMS not in name}
+    if strangers:
+        raise CacheError(
+            f"{storage.url} is not empty and not a Delta cache: it holds {min(strangers)}",
+            "name a new folder for the store",
+        )
+    for name in sorted(files, key=lambda name: name == ROOT):
+        storage.write(name, files[name])

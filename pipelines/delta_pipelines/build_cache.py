@@ -1,193 +1,216 @@
-"""Stage 1: photos -> teacher -> store. One chunk at a time, resumable, the next chunk decoded meanwhile."""
+"""Stage 1: photos -> teacher -> store. Resumable at any chunk, by any number of processes at once."""
 
 import platform
-from collections.abc import Callable, Iterator
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import msgspec
-import numpy as np
 import torch
-from msgspec import Meta
 
-from delta import __version__, images
+from delta import __version__
 from delta.config import Config
 from delta.errors import DeltaError
-from delta.teacher import Teacher, TeacherOutput
-from delta_cache.reader import Store
-from delta_cache.schema import (
-    VIEW_COLUMNS,
-    ArraySpec,
-    Contract,
-    Photo,
-    SampleRecord,
-    Status,
-    digest_photos,
-    order_photos,
-)
-from delta_cache.writer import CacheWriter, open_writer
+from delta.teacher import Teacher
+from delta_cache.basis import TapBasis
+from delta_cache.reader import Store, open_cache
+from delta_cache.schema import ChunkRecord, Contract, Photo, digest_photos, order_photos
+from delta_cache.writer import open_or_create
 from delta_pipelines import provenance
-from delta_pipelines.views import DecodedPhoto, decode_ahead, list_photos
+from delta_pipelines.answers import array_specs
+from delta_pipelines.cache_recipe import CacheRecipe
+from delta_pipelines.chunk_builder import STAGES, ChunkBuilder
+from delta_pipelines.fit_bases import fit_bases
+from delta_pipelines.forecast import read_forecast
+from delta_pipelines.views import list_photos, open_photos
 
 TOOLS = ("torch", "transformers", "timm", "zarr", "numcodecs", "pillow", "numpy")
+ELSEWHERE = ("size_px", "precision", "batch_size", "compile", "limit", "chunk_samples", "compressor", "level")
+BUSY_S = 0.2  # how long to wait before a chunk is looked at again that another process holds
 
 
-class CodecRecipe(Config, frozen=True, kw_only=True):
-    """Blosc's compressor and level."""
+class Watcher(Config, frozen=True, kw_only=True):
+    """Whom a build tells of its progress; by default nobody.
 
-    cname: Literal["zstd", "lz4"] = "zstd"
-    clevel: Annotated[int, Meta(ge=0, le=9)] = 3
+    `fitting` is told photos done and in all; `begin` samples there already and in all; `chunk` each record.
+    """
 
-
-class CacheRecipe(Config, frozen=True, kw_only=True):
-    """What the teacher is asked and what is kept; recipes/cache.toml explains each key."""
-
-    size_px: Annotated[int, Meta(ge=64, le=2048)]
-    taps: tuple[Annotated[int, Meta(ge=1)], ...]
-    features: bool
-    attention: bool
-    teacher_dtype: Literal["float32", "bfloat16", "float16"]
-    chunk_samples: Annotated[int, Meta(ge=1, le=4096)]
-    batch_size: Annotated[int, Meta(ge=1, le=1024)]
-    seed: int
-    limit: Annotated[int, Meta(ge=0)] = 0
-    codec: CodecRecipe
+    fitting: Callable[[int, int], None] = lambda done, total: None
+    begin: Callable[[int, int], None] = lambda done, total: None
+    chunk: Callable[[ChunkRecord], None] = lambda record: None
 
 
 def build_cache(
     recipe: CacheRecipe,
-    folder: Path,
-    store: Path,
+    photos: str | Path,
+    store: str | Path,
     teacher: Teacher,
-    on_chunk: Callable[[int, int, tuple[SampleRecord, ...]], None] = lambda done, total, samples: None,
+    *,
+    device: torch.device | None = None,
+    basis: str | Path | None = None,
+    watcher: Watcher | None = None,
 ) -> Store:
     """Ask the teacher about every photo of a folder and write its answers to `store`; resume what is there.
 
     Args:
-        on_chunk: called after each chunk with samples done, samples in all and the chunk's records (for a resumed
-            store, once at the start with none).
+        device: where batches go, the teacher's.
+        basis: another store, whose feature bases this one is to share instead of fitting its own.
 
     Raises:
         DeltaError: no photos, or none that can be read.
-        CacheError: the store is of another contract, or being written by another build.
+        CacheError: the store is of another contract.
     """
-    root = folder if folder.is_dir() else folder.parent
-    photos, contract = plan_store(recipe, folder, teacher)
-    with open_writer(store, contract, photos, _provenance()) as writer:
-        pending = writer.pending
-        done = contract.samples - sum(len(contract.chunk_range(chunk)) for chunk in pending)
-        on_chunk(done, contract.samples, ())
-        for chunk, decoded in decode_ahead(pending, contract, photos, root):
-            answers = _ask(teacher, decoded, recipe.batch_size)
-            samples = tuple(photo.record for photo in decoded)
-            writer.write(chunk, _to_arrays(contract, decoded, answers), samples)
-            done += len(decoded)
-            on_chunk(done, contract.samples, samples)
-        return _require_some_photo(writer)
+    watcher, device = watcher or Watcher(), device or torch.device("cpu")
+    opened = open_store(recipe, photos, store, teacher, device=device, basis=basis, on_fit=watcher.fitting)
+    build_here(ChunkBuilder(opened, open_photos(photos), recipe, teacher, device), opened, watcher)
+    return finish(opened)
 
 
-def plan_store(recipe: CacheRecipe, folder: Path, teacher: Teacher) -> tuple[list[Photo], Contract]:
-    """List and order the photos and work out the contract, without writing anything.
+def open_store(
+    recipe: CacheRecipe,
+    photos: str | Path,
+    store: str | Path,
+    teacher: Teacher,
+    *,
+    device: torch.device,
+    basis: str | Path | None = None,
+    on_fit: Callable[[int, int], None] = lambda done, total: None,
+) -> Store:
+    """Create the store with its contract and feature bases, or open the one of the same contract that is there.
+
+    Raises:
+        DeltaError: no photos, or none that can be read.
+        CacheError: the store, or `basis`, is of another contract.
+    """
+    listed, contract = plan_store(recipe, photos, teacher, device)
+
+    origin = _provenance(recipe, teacher) | read_forecast(store, contract)
+
+    def make_bases() -> dict[str, TapBasis]:
+        if recipe.features.kind != "int8":
+            return {}
+        if basis is not None:
+            return _borrow(open_cache(basis, incomplete=True), contract)
+        began = time.perf_counter()
+        bases = fit_bases(recipe, listed, open_photos(photos), teacher, contract.recipe["size_px"], device, on_fit)
+        origin["fit_s"] = round(time.perf_counter() - began, 3)
+        return bases
+
+    return open_or_create(store, contract, listed, origin, make_bases)
+
+
+def plan_store(
+    recipe: CacheRecipe, photos: str | Path, teacher: Teacher, device: torch.device | None = None
+) -> tuple[list[Photo], Contract]:
+    """List and order the photos and work out the contract (but its bases), without writing anything.
+
+    The teacher answers once, on a gray image, to tell its shapes.
 
     Raises:
         DeltaError: no photos.
     """
-    root = folder if folder.is_dir() else folder.parent
-    photos = order_photos(list_photos(folder, root), recipe.seed)[: recipe.limit or None]
-    return photos, _contract(recipe, photos, teacher)
-
-
-def _contract(recipe: CacheRecipe, photos: list[Photo], teacher: Teacher) -> Contract:
-    """Fill in the contract: the teacher answers once on a gray image to tell its shapes."""
+    listed = order_photos(list_photos(photos), recipe.seed)[: recipe.limit or None]
     side = max(1, round(recipe.size_px / teacher.side_multiple)) * teacher.side_multiple
-    probe = teacher(torch.full((1, 3, side, side), 0.5))
-    kept = msgspec.to_builtins(recipe)
-    for key in (
-        "batch_size",
-        "codec",
-        "chunk_samples",
-        "limit",
-        "teacher_dtype",
-    ):  # elsewhere in the contract, or no matter
-        del kept[key]
-    return Contract(
-        teacher=msgspec.to_builtins(teacher.identity),
-        recipe=kept | {"size_px": side, "view": "largest centered square"},
-        photos={"count": len(photos), "list_sha256": digest_photos(photos)},
-        arrays=tuple(_array_specs(recipe, side, probe)),
-        codec=msgspec.to_builtins(recipe.codec),
+    probe = teacher(torch.full((1, 3, side, side), 0.5, device=device))
+    kept = {key: value for key, value in msgspec.to_builtins(recipe).items() if key not in ELSEWHERE}
+    identity = {key: value for key, value in msgspec.to_builtins(teacher.identity).items() if key != "name"}
+    return listed, Contract(
+        teacher=identity,
+        recipe=kept | {"size_px": side},
+        views=recipe.views.names,
+        photos={"count": len(listed), "list_sha256": digest_photos(listed)},
+        arrays=tuple(array_specs(recipe, side, probe)),
         chunk_samples=recipe.chunk_samples,
-        samples=len(photos),
+        samples=len(listed) * len(recipe.views.names),
     )
 
 
-def _array_specs(recipe: CacheRecipe, side: int, probe: TeacherOutput) -> Iterator[ArraySpec]:
-    yield ArraySpec(name="image", shape=(side, side, 3), dtype="uint8")
-    yield ArraySpec(name="disparity", shape=(side, side), dtype="float16")
-    yield ArraySpec(name="view", shape=(len(VIEW_COLUMNS),), dtype="float32")
-    yield ArraySpec(name="status", shape=(), dtype="uint8")
-    for group, maps in _kept_maps(recipe.features, recipe.attention, probe):
-        for tap, value in maps.items():
-            yield ArraySpec(name=f"{group}/{tap}", shape=tuple(value.shape[1:]), dtype="float16")
+def build_here(builder: ChunkBuilder, store: Store, watcher: Watcher, chunks: Iterable[int] | None = None) -> None:
+    """Build chunks in threads of this process; by default those that are missing."""
+    with ThreadPoolExecutor(STAGES, thread_name_prefix="chunk") as threads:
+        try:
+            run_chunks(store, threads, builder.build, STAGES, watcher, chunks)
+        finally:
+            builder.stop()
 
 
-def _kept_maps(features: bool, attention: bool, answer: TeacherOutput) -> list[tuple[str, dict[str, torch.Tensor]]]:
-    return [("features", answer.features if features else {}), ("attention", answer.attention if attention else {})]
+def run_chunks(
+    store: Store,
+    executor: Executor,
+    build: Callable[[int], ChunkRecord | None],
+    slots: int,
+    watcher: Watcher,
+    chunks: Iterable[int] | None = None,
+) -> None:
+    """Have chunks built that are not whole, `slots` at a time; those that another process holds are asked about again.
+
+    Args:
+        build: called in the executor with a chunk's number; None means that another process holds it.
+    """
+    missing = store.missing_chunks() if chunks is None else list(chunks)
+    waiting, running = deque(missing), dict[Future[ChunkRecord | None], int]()
+    lacking = sum(len(store.contract.chunk_range(chunk)) for chunk in missing)
+    watcher.begin(store.contract.samples - lacking, store.contract.samples)
+    try:
+        while waiting or running:
+            while waiting and len(running) < slots:
+                chunk = waiting.popleft()
+                running[executor.submit(build, chunk)] = chunk
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                chunk, record = running.pop(future), future.result()
+                if record is None:
+                    waiting.append(chunk)
+                    time.sleep(BUSY_S)
+                else:
+                    watcher.chunk(record)
+    except BaseException:
+        for future in running:
+            future.cancel()
+        raise
 
 
-def _ask(teacher: Teacher, decoded: list[DecodedPhoto], batch_size: int) -> list[TeacherOutput]:
-    """Ask batch by batch; unreadable photos stay in as zeros, so that a batch's make-up never changes."""
-    answers = []
-    for first in range(0, len(decoded), batch_size):
-        batch = np.stack([images.to_tensor_layout(photo.image) for photo in decoded[first : first + batch_size]])
-        answers.append(teacher(torch.from_numpy(batch)))
-    return answers
+def finish(store: Store) -> Store:
+    """Open what was built afresh and tidy up; say so where it holds no photo at all.
 
-
-def _to_arrays(contract: Contract, decoded: list[DecodedPhoto], answers: list[TeacherOutput]) -> dict[str, np.ndarray]:
-    failed = np.array([bool(photo.record.failure) for photo in decoded])
-    arrays: dict[str, np.ndarray] = {
-        "image": np.stack([photo.image for photo in decoded]),
-        "disparity": _join("disparity", [answer.disparity for answer in answers]),
-        "view": np.stack([photo.view for photo in decoded]),
-        "status": np.where(failed, Status.FAILED, Status.OK).astype(np.uint8),
-    }
-    for group in ("features", "attention"):
-        for tap in getattr(answers[0], group):
-            name = f"{group}/{tap}"
-            arrays[name] = _join(name, [getattr(answer, group)[tap] for answer in answers])
-    for name, values in arrays.items():
-        if name != "status":
-            values[failed] = 0
-    return {spec.name: arrays[spec.name] for spec in contract.arrays}
-
-
-def _join(name: str, parts: list[torch.Tensor]) -> np.ndarray:
-    values = torch.cat(parts).to("cpu", torch.float16)
-    if not values.isfinite().all():
-        raise DeltaError(
-            f"the teacher's {name} holds NaN or numbers beyond float16",
-            "set teacher_dtype=float32 where it is not, or leave that array out of the recipe",
-        )
-    return values.numpy()
-
-
-def _provenance() -> dict[str, Any]:
-    tools = {"delta": __version__} | {name: version(name) for name in TOOLS}
-    return {
-        "tools": tools | {"python": platform.python_version()},
-        "machine": platform.machine(),
-        "commit": provenance.commit(),
-    }
-
-
-def _require_some_photo(writer: CacheWriter) -> Store:
-    failures = writer.store.failures()
-    if len(failures) == writer.store.contract.samples:
+    Raises:
+        DeltaError: none of the photos can be used.
+    """
+    fresh = Store.open(store.storage)
+    failures = fresh.failures()
+    if len(failures) == len(fresh.photos):
         path, reason = next(iter(failures.items()))
         raise DeltaError(
             f"none of the {len(failures)} photos can be used; the first, {path}: {reason}",
             "name a folder with readable JPEG, PNG or WebP files",
         )
-    return writer.store.require_complete()
+    fresh.require_complete()
+    fresh.storage.remove_claims()
+    return fresh
+
+
+def _borrow(other: Store, contract: Contract) -> dict[str, TapBasis]:
+    for key in ("teacher", "recipe"):
+        ours, theirs = getattr(contract, key), getattr(other.contract, key)
+        differing = sorted(name for name in ours if ours[name] != theirs.get(name))
+        if differing:
+            raise DeltaError(
+                f"{other.url} is of another {key}: {', '.join(differing)} differ, so its bases do not fit",
+                "repeat its recipe and teacher, or leave --basis out",
+            )
+    return other.bases
+
+
+def _provenance(recipe: CacheRecipe, teacher: Teacher) -> dict[str, Any]:
+    tools = {"delta": __version__} | {name: version(name) for name in TOOLS}
+    return {
+        "teacher": teacher.identity.name,
+        "tools": tools | {"python": platform.python_version()},
+        "machine": platform.machine(),
+        "commit": provenance.commit(),
+        "batch_size": recipe.batch_size,
+        "compile": recipe.compile,
+    }

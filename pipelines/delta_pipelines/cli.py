@@ -11,7 +11,10 @@ from typing import Annotated
 import typer
 
 from delta import __version__
-from delta_pipelines.cli_train import register as register_training
+from delta_pipelines import cli_train
+from delta_pipelines.cli_cache import cache
+from delta_pipelines.cli_train import Run
+from delta_pipelines.options import Device, Json, Teacher
 
 app = typer.Typer(
     name="delta",
@@ -20,72 +23,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-cache = typer.Typer(help="Build and look at teacher caches.", no_args_is_help=True)
 app.add_typer(cache, name="cache")
+cli_train.register(app)
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 INTERRUPTED = 130
 MENDABLE = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
-
-Store = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the cache.")]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the training run.")]
-Teacher = Annotated[
-    str | None,
-    typer.Option(help="Hub id, local folder in hub layout, or a Delta run [default: $DELTA_TEACHER, then the hub's]."),
-]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto takes a GPU where there is one.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one entry of the recipe; repeatable.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
-
-
-@cache.command("build")
-def cache_build(
-    photos: Annotated[Path, typer.Argument(metavar="PHOTOS", help="Folder of photos, searched recursively.")],
-    store: Store,
-    teacher: Teacher = None,
-    recipe: Annotated[str, typer.Option(help="TOML file, or the name of a shipped recipe.")] = "cache",
-    overrides: Overrides = None,
-    device: Device = "auto",
-) -> None:
-    """Ask the teacher about every photo and keep its answers in a Zarr store. Run again to resume."""
-    from delta.device import choose_device
-    from delta.images import find_photos
-    from delta.teacher import load_teacher, teacher_name
-    from delta_pipelines import report
-    from delta_pipelines.build_cache import CacheRecipe, build_cache
-    from delta_pipelines.recipe import load_recipe
-
-    settings = load_recipe(CacheRecipe, recipe, overrides or [])
-    find_photos(photos)  # a folder without any is said before the teacher is fetched
-    loaded = load_teacher(
-        teacher_name(teacher), taps=settings.taps, dtype=settings.teacher_dtype, device=choose_device(device)
-    )
-    with report.cache_progress(store) as on_chunk:
-        built = build_cache(settings, photos, store, loaded, on_chunk)
-    report.cache_built(built)
-
-
-@cache.command("info")
-def cache_info(store: Store, as_json: Json = False) -> None:
-    """Say what a store holds: contract, progress, bytes, failures."""
-    from delta_cache.reader import Store as CacheStore
-    from delta_pipelines import report
-
-    report.cache_info(CacheStore.open(store), as_json)
-
-
-@cache.command("show")
-def cache_show(
-    store: Store,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="PANEL.png", help="Where to draw.")],
-    samples: Annotated[int, typer.Option(min=1, max=64, help="Photos to show.")] = 4,
-) -> None:
-    """Draw what a store holds: photo, disparity, features as PCA colors, attention."""
-    from delta_pipelines.show_cache import show_cache
-
-    print(show_cache(store, output, samples))
 
 
 @app.command()
@@ -154,9 +97,6 @@ def demo(
     from delta_pipelines.demo import run_demo
 
     report.demo(run_demo(out, photos, teacher, choose_device(device)))
-
-
-register_training(app)
 
 
 def _print_version(wanted: bool) -> bool:

@@ -5,20 +5,13 @@ from typing import Annotated
 
 import typer
 
+from delta_pipelines.cli_cache import Store
+from delta_pipelines.options import Device, Json, Overrides, Teacher
+
 bench = typer.Typer(help="Measure what the trainer claims.", no_args_is_help=True)
 
-Store = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the cache.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the training run.")]
 Recipe = Annotated[str, typer.Option(help="TOML file, or a shipped recipe: student, smoke, cpu-small, gpu-full, seed.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one entry of the recipe; repeatable.")
-]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto takes a GPU where there is one.")]
-Teacher = Annotated[
-    str | None,
-    typer.Option(help="Hub id, local folder in hub layout, or a Delta run [default: $DELTA_TEACHER, then the hub's]."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
 
 
 def register(app: typer.Typer) -> None:

@@ -20,8 +20,9 @@ from delta.panel import save_picture, side_by_side
 from delta.predict import DepthPredictor, normalize_for_display
 from delta.teacher import DEFAULT_TEACHER, Teacher, load_teacher, teacher_name
 from delta_cache.reader import Store
-from delta_pipelines import console, provenance, report, report_train
-from delta_pipelines.build_cache import CacheRecipe, build_cache, plan_store
+from delta_pipelines import console, provenance, report, report_cache, report_train
+from delta_pipelines.build_cache import build_cache, plan_store
+from delta_pipelines.cache_recipe import CacheRecipe
 from delta_pipelines.distill import Summary, distill
 from delta_pipelines.export_model import export_model, verify_model
 from delta_pipelines.feed import read_samples, split_store
@@ -32,6 +33,7 @@ from delta_pipelines.train_recipe import TrainRecipe
 PHOTOS_AT_MOST = 60
 SAMPLES_SEEN = 360
 ROWS_SHOWN = 4
+CACHE_SETTINGS = (f"limit={PHOTOS_AT_MOST}", "size_px=392", "chunk_samples=8", "taps=[9, 12]", "features.fit_photos=8")
 TIMED_RUNS = 5
 
 
@@ -78,16 +80,16 @@ def run_demo(out: Path, photos: Path | None, teacher: str | None, device: torch.
     checkpoint may (multi-stage distillation).
     """
     watch, remarks, folder = report.Stopwatch(), list[str](), photos or bundled.PHOTOS
-    cache_recipe = load_recipe(CacheRecipe, "cache", [f"limit={PHOTOS_AT_MOST}", "chunk_samples=8", "taps=[9, 12]"])
+    cache_recipe = load_recipe(CacheRecipe, "cache", CACHE_SETTINGS)
     train_recipe = load_recipe(TrainRecipe, "demo")
     with watch.stage("load the teacher"):
         loaded = _load_teacher(teacher, cache_recipe, device, remarks)
-        place = out / _key(cache_recipe, train_recipe, folder, loaded)
-    with watch.stage("cache the teacher's answers"), report.cache_progress(place / "store.zarr") as on_chunk:
-        store = build_cache(cache_recipe, folder, place / "store.zarr", loaded, on_chunk)
+        place = out / _key(cache_recipe, train_recipe, folder, loaded, device)
+    with watch.stage("cache the teacher's answers"), report_cache.building("store.zarr") as watcher:
+        store = build_cache(cache_recipe, folder, place / "store.zarr", loaded, device=device, watcher=watcher)
     with watch.stage("train the student from the cache"), report_train.training_progress() as watcher:
         train_recipe = _scale(train_recipe, store)
-        summary = distill(train_recipe, store.path, place / "run", device=device, watcher=watcher, recipe_name="demo")
+        summary = distill(train_recipe, store.url, place / "run", device=device, watcher=watcher, recipe_name="demo")
     with watch.stage("export to ONNX and verify"):
         export_model(place / "run", place / "model.onnx", folder)
         verify_model(place / "model.onnx", place / "run", folder).require()
@@ -96,9 +98,11 @@ def run_demo(out: Path, photos: Path | None, teacher: str | None, device: torch.
     return _summarize(place, store, train_recipe, loaded, summary, panel, watch.seconds, remarks)
 
 
-def _key(cache_recipe: CacheRecipe, train_recipe: TrainRecipe, folder: Path, teacher: Teacher) -> str:
+def _key(
+    cache_recipe: CacheRecipe, train_recipe: TrainRecipe, folder: Path, teacher: Teacher, device: torch.device
+) -> str:
     """Name a subfolder by what decides the demo's numbers: the same demo resumes there, another has its own."""
-    _photos, contract = plan_store(cache_recipe, folder, teacher)
+    _photos, contract = plan_store(cache_recipe, folder, teacher, device)
     start = hashlib.sha256(bundled.STUDENT.read_bytes()).hexdigest()
     return provenance.fingerprint(contract.fingerprint, msgspec.to_builtins(train_recipe), start)[:8]
 
@@ -106,7 +110,7 @@ def _key(cache_recipe: CacheRecipe, train_recipe: TrainRecipe, folder: Path, tea
 def _load_teacher(name: str | None, recipe: CacheRecipe, device: torch.device, remarks: list[str]) -> Teacher:
     wanted = teacher_name(name)
     try:
-        return load_teacher(wanted, taps=recipe.taps, dtype=recipe.teacher_dtype, device=device)
+        return load_teacher(wanted, taps=recipe.taps, precision=recipe.precision, device=device)
     except DeltaError as error:
         if wanted != DEFAULT_TEACHER:
             raise

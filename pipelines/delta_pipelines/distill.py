@@ -22,7 +22,7 @@ from delta.objective import Objective
 from delta.student import Student, StudentConfig, build_student
 from delta.train import NotFinite, StepReport, fit
 from delta.train_state import TrainState, read_metadata
-from delta_cache.reader import Store
+from delta_cache.reader import Store, open_cache
 from delta_pipelines import provenance
 from delta_pipelines.feed import Feed, Split, TeacherCall, measure_targets, split_store
 from delta_pipelines.holdout import Holdout, load_holdout
@@ -59,7 +59,7 @@ class Summary(Config, frozen=True, kw_only=True):
 
 def distill(
     recipe: TrainRecipe,
-    store_path: Path,
+    store_path: str | Path,
     run: Path,
     *,
     device: torch.device,
@@ -81,7 +81,7 @@ def distill(
         CacheError: the store is missing or incomplete.
     """
     recipe.require_parts(world.size)
-    store = Store.open(store_path).require_complete()
+    store = open_cache(store_path)
     identity = identify(recipe, store, world, recipe_name)
     with hold(run) if world.leads else nullcontext():
         if world.leads:
@@ -105,6 +105,7 @@ def identify(recipe: TrainRecipe, store: Store, world: World = ALONE, recipe_nam
         recipe=decisive,
         init_sha256=init_sha256,
         store=contract.fingerprint,
+        teacher=store.teacher["name"],
         contract=json.loads(msgspec.json.encode(contract)),
         processes=world.size,
         recipe_name=recipe_name,
@@ -146,7 +147,7 @@ class _Run:
             world=world,
             teacher=teacher if recipe.feed.live else None,
         )
-        self.photos = store.photos
+        self.photos, self.teacher_name = store.photos, store.teacher["name"]
         self.holdout: Holdout | None = load_holdout(store, split, recipe.size_px) if world.leads else None
 
     def train(self) -> None:
@@ -223,7 +224,7 @@ class _Run:
             StudentCard(
                 config=student.config,
                 size_px=self.recipe.size_px,
-                teacher=self.identity.contract["teacher"]["name"],
+                teacher=self.teacher_name,
                 fingerprint=self.identity.fingerprint,
                 commit=provenance.commit(),
                 step=self.state.step,

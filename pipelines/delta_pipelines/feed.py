@@ -18,10 +18,11 @@ from delta.augment import AugmentConfig
 from delta.batch import Batch, Targets, draw, make_batch
 from delta.config import Config
 from delta.distributed import ALONE, World
+from delta.feature_basis import resample_area
 from delta.objective import LossConfig, TargetStatistics
 from delta_cache.order import epoch_order
 from delta_cache.reader import Store
-from delta_cache.schema import Status
+from delta_pipelines.answers import torch_bases
 from delta_pipelines.read_ahead import ChunkReader, Task, one_ahead, read_chunks
 from delta_pipelines.train_recipe import FeedConfig
 
@@ -30,18 +31,26 @@ STATISTICS_SAMPLES = 64  # chunks are random samples, so a few tell mean and dev
 
 
 class Split(Config, frozen=True, kw_only=True):
-    """Sample numbers to train on and to hold out: the last ones, as the order of a store is random already."""
+    """Sample numbers to train on and to hold out: the last photos, as their order in a store is random already."""
 
     train: np.ndarray
     holdout: np.ndarray
 
 
 def split_store(store: Store, config: FeedConfig) -> Split:
-    """Split the samples that have answers; at least one lands on either side where there are two."""
-    usable = np.flatnonzero(store.status() == Status.OK)
-    count = min(config.holdout_max, max(1, round(config.holdout * len(usable))))
-    cut = max(1, len(usable) - count)
-    return Split(train=usable[:cut], holdout=usable[cut:] if cut < len(usable) else usable)
+    """Split the samples that have answers by photo; at least one photo lands on either side where there are two.
+
+    Held-out samples are plain views; other views of a held-out photo are on neither side.
+    """
+    usable = np.flatnonzero(store.mask)
+    photo_of = usable % store.contract.photo_count
+    photos = np.unique(photo_of)
+    count = min(config.holdout_max, max(1, round(config.holdout * len(photos))))
+    cut = max(1, len(photos) - count)
+    if cut == len(photos):
+        return Split(train=usable, holdout=usable)
+    held = np.isin(photo_of, photos[cut:])
+    return Split(train=usable[~held], holdout=usable[held & (usable < store.contract.photo_count)])
 
 
 def tap_names(store: Store, kind: str) -> list[str]:
@@ -60,25 +69,30 @@ def read_samples(store: Store, samples: np.ndarray, names: list[str]) -> dict[st
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     chunk_of = samples // size
     for chunk in np.unique(chunk_of):
-        data = store.read_chunk(int(chunk), names)
-        rows = samples[chunk_of == chunk] - chunk * size
+        data = store.read_chunk(int(chunk), names, samples[chunk_of == chunk] - chunk * size)
         for name in names:
-            parts[name].append(data[name][rows])
+            parts[name].append(data[name])
     back = np.argsort(np.argsort(chunk_of, kind="stable"), kind="stable")
     return {name: np.concatenate(values)[back] for name, values in parts.items()}
 
 
 def measure_targets(store: Store, split: Split, loss: LossConfig) -> TargetStatistics:
-    """Measure the constants of a store that a loss needs, on its first training samples."""
+    """Measure the constants of a store that a loss needs, on its first training samples.
+
+    Features that are kept in a basis have theirs in the store already, of all photos it was fitted on.
+    """
     taps = feature_names(store) if loss.uses_features else []
+    measured = [tap for tap in taps if tap not in store.bases]
     samples = split.train[:STATISTICS_SAMPLES]
-    data = read_samples(store, samples, ["disparity", *(f"features/{tap}" for tap in taps)])
-    features = {tap: torch.from_numpy(data[f"features/{tap}"].astype(np.float32)) for tap in taps}
-    heads = {tap: _sample_shape(store, f"attention/{tap}")[0] for tap in tap_names(store, "attention")}
+    data = read_samples(store, samples, ["disparity", *(f"features/{tap}" for tap in measured)])
+    features = {tap: torch.from_numpy(data[f"features/{tap}"].astype(np.float32)) for tap in measured}
+    known = {tap: (torch.tensor(basis.mean), torch.tensor(basis.std)) for tap, basis in store.bases.items()}
+    known |= {tap: (value.mean(dim=(0, 2, 3)), value.std(dim=(0, 2, 3))) for tap, value in features.items()}
+    heads = {tap: store.contract.spec(f"attention/{tap}").shape[0] for tap in tap_names(store, "attention")}
     return TargetStatistics(
         disparity_scale=max(float(data["disparity"].astype(np.float64).mean()), 1e-6),
-        feature_mean={tap: value.mean(dim=(0, 2, 3)) for tap, value in features.items()},
-        feature_std={tap: value.std(dim=(0, 2, 3)).clamp(min=1e-6) for tap, value in features.items()},
+        feature_mean={tap: known[tap][0] for tap in taps},
+        feature_std={tap: known[tap][1].clamp(min=1e-6) for tap in taps},
         heads=heads if loss.uses_attention else {},
     )
 
@@ -106,19 +120,21 @@ class Feed:
         self._config, self._batch_size, self._seed = config, batch_size, seed
         self._world, self._teacher = world, teacher
         self._shards = config.shards or world.size
-        self._read = ["image"] if teacher else ["image", "disparity", *arrays]
+        self._names = ["image"] if teacher else ["image", "disparity", *arrays]
+        self._bases = {tap: basis for tap, basis in store.bases.items() if f"features/{tap}" in self._names}
 
     def batches(
         self, first_step: int, augment: AugmentConfig, size_px: Callable[[int], int], device: torch.device
     ) -> Generator[Batch, None, None]:
         """Yield the batch of step `first_step`, `first_step` + 1, …; steps count from 0."""
+        decode = {tap: basis.decode for tap, basis in torch_bases(self._bases, device).items()}
         count, rank = self._batch_size * self._world.size, self._world.rank
         mine = slice(rank * self._batch_size, (rank + 1) * self._batch_size)
         with closing(self.targets(first_step, device)) as stored:
             for step, targets in enumerate(stored, start=first_step):
                 generator = torch.Generator().manual_seed(_mix(self._seed, step))
                 draws = draw(count, augment, generator).rows(mine)
-                yield make_batch(self._answer(targets), draws, size_px=size_px(step), config=augment)
+                yield make_batch(self._answer(targets), draws, size_px=size_px(step), config=augment, decode=decode)
 
     def targets(self, first_step: int, device: torch.device) -> Generator[Targets, None, None]:
         """Yield the stored views of each step, on the device, without augmentation; the next is made meanwhile."""
@@ -133,7 +149,7 @@ class Feed:
             yield self._stack([row for rows in streams for row in itertools.islice(rows, each)])
 
     def _stack(self, rows: list[tuple[int, dict[str, Tensor], int]]) -> Targets:
-        stacked = {name: torch.stack([chunk[name][row] for _, chunk, row in rows]) for name in self._read}
+        stacked = {name: torch.stack([chunk[name][row] for _, chunk, row in rows]) for name in self._names}
         return Targets(
             image=stacked["image"],
             disparity=stacked.get("disparity", torch.empty(0)),
@@ -145,7 +161,7 @@ class Feed:
     def _rows(self, shard: int, skip: int) -> Iterator[tuple[int, dict[str, Tensor], int]]:
         """Yield (sample, its chunk's data, row in it) in stream order; whole skipped windows are not read."""
         plan, tasks = itertools.tee(self._plan(shard, skip))
-        reader = ChunkReader(self._store.path, tuple(self._read))
+        reader = ChunkReader(self._store.url, tuple(self._names))
         chunks = read_chunks(reader, (task for _, window in tasks for task in window), self._config)
         for samples, window in plan:
             data = dict(zip((task.chunk for task in window), itertools.islice(chunks, len(window)), strict=True))
@@ -158,7 +174,15 @@ class Feed:
         """Yield each window's samples in order and what to read for them, epoch after epoch, but the first `skip`."""
         size, chunks = self._store.contract.chunk_samples, self._config.window_chunks
         for epoch in itertools.count():
-            order = epoch_order(self._train, size, window_chunks=chunks, seed=self._seed, epoch=epoch)
+            order = epoch_order(
+                self._train,
+                size,
+                window_chunks=chunks,
+                seed=self._seed,
+                epoch=epoch,
+                rank=shard,
+                world_size=self._shards,
+            )
             for samples in order:
                 if skip < len(samples):
                     left = samples[skip:]
@@ -178,21 +202,24 @@ class Feed:
         if self._teacher is None:
             return targets
         output = self._teacher(targets.image.permute(0, 3, 1, 2).to(torch.float32) / 255)
-        wanted = {kind: [name for name in self._arrays if name.startswith(kind)] for kind in ("features", "attention")}
+        maps = {f"features/{tap}": value for tap, value in output.features.items()}
+        maps |= {f"attention/{tap}": value for tap, value in output.attention.items()}
+        answers = {name: self._on_grid(name, maps[name]) for name in self._arrays}
         return msgspec.structs.replace(
             targets,
             disparity=output.disparity,
-            features={name.split("/")[1]: output.features[name.split("/")[1]] for name in wanted["features"]},
-            attention={name.split("/")[1]: output.attention[name.split("/")[1]] for name in wanted["attention"]},
+            features=_of_kind("features", answers),
+            attention=_of_kind("attention", answers),
         )
+
+    def _on_grid(self, name: str, maps: Tensor) -> Tensor:
+        """Bring maps to the grid that the store keeps them on, as its build does."""
+        keep = "mean" if name.startswith("features/") else "sum"
+        return resample_area(maps.float(), self._store.contract.spec(name).shape[-1], keep=keep)
 
 
 def _of_kind(kind: str, stacked: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.split("/")[1]: value for name, value in stacked.items() if name.startswith(f"{kind}/")}
-
-
-def _sample_shape(store: Store, array: str) -> tuple[int, ...]:
-    return next(spec.shape for spec in store.contract.arrays if spec.name == array)
 
 
 def _mix(seed: int, step: int) -> int:

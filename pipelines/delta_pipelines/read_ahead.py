@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,10 +37,10 @@ class Failure(Config, frozen=True, kw_only=True):
 
 
 class ChunkReader(Dataset[Any]):
-    """`reader[task]` reads a task's samples of the named arrays; each process opens the store for itself."""
+    """`reader[task]` reads a task's samples of the named arrays, "image" first; each process opens the store itself."""
 
-    def __init__(self, path: Path, names: tuple[str, ...]) -> None:
-        self._path, self._names = path, names
+    def __init__(self, url: str, names: tuple[str, ...]) -> None:
+        self._url, self._names = url, names
         self._store: Store | None = None
 
     def __getitem__(self, task: Task) -> Chunk | Failure:
@@ -51,16 +50,17 @@ class ChunkReader(Dataset[Any]):
             return Failure(kind=type(error), message=str(error), hint=error.hint)
 
     def read(self, task: Task) -> Chunk:
-        """Read one chunk.
+        """Read one chunk: photos as pixels, the teacher's answers as they are stored, to be decoded on the device.
 
         Raises:
             CacheError: it is missing or damaged.
         """
         if self._store is None:
-            self._store = Store.open(self._path)
-        data = self._store.read_chunk(task.chunk, list(self._names))
+            self._store = Store.open(self._url)
         rows = task.samples - task.first
-        return {name: torch.from_numpy(values[rows]) for name, values in data.items()}
+        coded = self._store.read_chunk(task.chunk, self._names[1:], rows, decoded=False)
+        photos = self._store.read_chunk(task.chunk, self._names[:1], rows)
+        return {name: torch.from_numpy(values) for name, values in (photos | coded).items()}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_store": None}

@@ -28,7 +28,8 @@ class RunIdentity(Config, frozen=True, kw_only=True):
     """What decides a run's weights, as kept in run.json and in each checkpoint.
 
     `store` is the store's fingerprint and `contract` what is behind it; `init_sha256` is that of the weights the run
-    starts from; `processes` train together. `recipe_name` and `steps` are told for people and decide nothing.
+    starts from; `processes` train together. `teacher`, `recipe_name` and `steps` are told
+    for people and decide nothing.
     """
 
     format: str = FORMAT
@@ -38,6 +39,7 @@ class RunIdentity(Config, frozen=True, kw_only=True):
     init_sha256: str
     store: str
     contract: dict[str, Any]
+    teacher: str = ""
     processes: int = 1
     recipe_name: str = ""
     steps: int = 0

@@ -138,7 +138,7 @@ def write_run_report(run: Path, mean_map: dict[str, float], facts: RunFacts | No
     """Write a run's report.md: how it went, against what, from what; pictures beside it."""
     facts, identity = facts or read_run(run), read_identity(run)
     evaluations = [line for line in read_metrics(run) if line["kind"] == "holdout"]
-    teacher, count = identity.contract.get("teacher", {}), f"{int(mean_map['n'])} held-out photos"
+    count = f"{int(mean_map['n'])} held-out photos"
     lines = [
         f"# Run {run.absolute().name}",
         "",
@@ -172,7 +172,7 @@ def write_run_report(run: Path, mean_map: dict[str, float], facts: RunFacts | No
         _row(["", ""]),
         _rule(2, left=2),
         _row(["store", f"`{identity.store[:16]}`"]),
-        _row(["teacher", str(teacher.get("name", "?"))]),
+        _row(["teacher", identity.teacher]),
         _row(["run", f"`{identity.fingerprint[:16]}`"]),
         *(_row([f"`{key}`", _value(value)]) for key, value in facts.entries.items()),
         "",

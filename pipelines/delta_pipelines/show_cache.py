@@ -6,19 +6,18 @@ import numpy as np
 
 from delta.colormaps import colorize
 from delta.panel import attention_colors, feature_colors, save_picture, side_by_side
-from delta_cache.reader import Store
-from delta_cache.schema import Status
+from delta_cache.reader import open_cache
 from delta_pipelines.feed import feature_names, read_samples
 
 
-def show_cache(store_path: Path, picture: Path, samples: int = 4) -> Path:
+def show_cache(store_path: str | Path, picture: Path, samples: int = 4) -> Path:
     """Draw the first `samples` cached photos of a store, one a row.
 
     Raises:
         CacheError: the store is missing, or has no photo with answers yet.
     """
-    store = Store.open(store_path)
-    chosen = np.flatnonzero(store.status() == Status.OK)[:samples]
+    store = open_cache(store_path, incomplete=True)
+    chosen = np.flatnonzero(store.mask)[:samples]
     if not len(chosen):
         store.require_complete()
     taps = feature_names(store)
@@ -31,7 +30,7 @@ def show_cache(store_path: Path, picture: Path, samples: int = 4) -> Path:
         row += [attention_colors(data[name][index].astype(np.float32)) for name in attention]
         rows.append(row)
     titles = ["photo", "disparity", *taps, *(f"attention {name.split('/')[1]}" for name in attention)]
-    captions = [Path(store.photos[sample].path).name for sample in chosen]
+    captions = [Path(store.photos[store.contract.photo_of(sample)].path).name for sample in chosen]
     return save_picture(side_by_side(rows, titles, captions), picture)
 
 

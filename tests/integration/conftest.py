@@ -1,6 +1,7 @@
 """A store that no teacher has seen, a run trained on it and its export: each made once, and not to be changed."""
 
 import contextlib
+import hashlib
 import io
 import os
 import subprocess
@@ -15,7 +16,7 @@ from PIL import Image
 
 from delta.student import SIDE_MULTIPLE
 from delta_cache.schema import ArraySpec, Contract, Photo, SampleRecord, Status, digest_photos
-from delta_cache.writer import open_writer
+from delta_cache.writer import open_or_create, write_chunk
 from delta_pipelines.cli import main
 from delta_pipelines.distill import distill
 from delta_pipelines.recipe import load_recipe
@@ -44,20 +45,19 @@ def write_store(path: Path, *, teacher: str = "noise", without_chunks: Collectio
     sample = random_sample(0)
     photos = [Photo(path=f"{index:02d}.png", bytes=1) for index in range(SAMPLES)]
     contract = Contract(
-        teacher={"name": teacher, "dtype": "float32", "weights_sha256": "0" * 64},
+        teacher={"precision": "float32", "weights_sha256": hashlib.sha256(teacher.encode()).hexdigest()},
         recipe={"size_px": VIEW_PX, "view": "largest centered square"},
         photos={"count": SAMPLES, "list_sha256": digest_photos(photos)},
         arrays=tuple(ArraySpec(name=name, shape=value.shape, dtype=value.dtype.name) for name, value in sample.items()),
-        codec={"cname": "zstd", "clevel": 1},
         chunk_samples=CHUNK,
         samples=SAMPLES,
     )
-    with open_writer(path, contract, photos, {}) as writer:
-        for chunk in set(writer.pending) - set(without_chunks):
-            members = [random_sample(index) for index in contract.chunk_range(chunk)]
-            data = {name: np.stack([member[name] for member in members]) for name in sample}
-            records = tuple(SampleRecord(path=photos[i].path, sha256="") for i in contract.chunk_range(chunk))
-            writer.write(chunk, data, records)
+    store = open_or_create(path, contract, photos, {"teacher": teacher})
+    for chunk in set(store.missing_chunks()) - set(without_chunks):
+        members = [random_sample(index) for index in contract.chunk_range(chunk)]
+        data = {name: np.stack([member[name] for member in members]) for name in sample}
+        records = tuple(SampleRecord(path=photos[i].path, sha256="") for i in contract.chunk_range(chunk))
+        write_chunk(store, chunk, data, records)
     return path
 
 

@@ -13,9 +13,9 @@ from delta.augment import NO_AUGMENTATION, AugmentConfig
 from delta.batch import Batch
 from delta.objective import LossConfig
 from delta_cache.errors import IncompleteStore
-from delta_cache.reader import Store
+from delta_cache.reader import Store, open_cache
 from delta_cache.schema import ArraySpec, Contract, Photo, SampleRecord, Status, digest_photos
-from delta_cache.writer import open_writer
+from delta_cache.writer import open_or_create, write_chunk
 from delta_pipelines.feed import Feed, Split, feature_names, measure_targets, read_samples, split_store
 from delta_pipelines.train_recipe import FeedConfig
 
@@ -41,14 +41,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
         recipe={"size_px": 16},
         photos={"count": SAMPLES, "list_sha256": digest_photos(photos)},
         arrays=arrays,
-        codec={"cname": "zstd", "clevel": 1},
         chunk_samples=CHUNK,
         samples=SAMPLES,
     )
-    with open_writer(path, contract, photos, {}) as writer:
-        for chunk in writer.pending:
-            writer.write(chunk, *numbered(contract, chunk))
-    return Store.open(path).require_complete()
+    made = open_or_create(path, contract, photos, {})
+    for chunk in range(contract.chunks):
+        write_chunk(made, chunk, *numbered(contract, chunk))
+    return open_cache(path)
 
 
 def numbered(contract: Contract, chunk: int) -> tuple[dict[str, np.ndarray], tuple[SampleRecord, ...]]:

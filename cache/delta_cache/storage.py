@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import filelock
 import fsspec
@@ -19,6 +19,7 @@ CLAIMS = ".claims"
 ASIDE = ".aside"  # the end of the name of a file that is still being written
 
 
+@runtime_checkable  # the tests check every type at run time
 class Storage(Protocol):
     """Named files that are written whole."""
 

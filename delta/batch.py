@@ -112,8 +112,8 @@ def make_batch(
 ) -> Batch:
     """Cut, mirror, turn and resample stored views to `size_px`, then change the student's image.
 
-    `decode` turns the codes of a tap into its features. That is linear, so it comes after the resampling, which leaves
-    fewer places to decode.
+    `decode` turns the int8 codes of a tap into its features. That is linear, so it comes after the resampling, which
+    leaves fewer places to decode.
 
     The guard of the views: a mirrored sample has feature weight 0, since a ViT's features of a mirrored photo are not
     its features mirrored (cosine 0.7 to 0.84, measured). Crops and small turns are replayed by interpolation.
@@ -130,9 +130,7 @@ def make_batch(
         image=distort(image, draws.color, config),
         disparity=warped[:, 3],
         valid=(grid.abs() <= 1).all(dim=-1) & ~covered,
-        features={
-            tap: decode.get(tap, _as_it_is)(_resample(f, cells, "border")) for tap, f in targets.features.items()
-        },
+        features={tap: _features(value, cells, decode.get(tap)) for tap, value in targets.features.items()},
         attention={tap: _resample(value, cells, "zeros") for tap, value in targets.attention.items()},
         feature_weight=draws.feature_weight.to(device, torch.float32),
         samples=targets.samples,
@@ -169,8 +167,14 @@ def _sample_boxes(count: int, probability: float, generator: torch.Generator) ->
     return torch.stack([left, top, left + width, top + height], dim=1) * (chance < probability)[:, None]
 
 
-def _as_it_is(value: Tensor) -> Tensor:
-    return value
+def _features(value: Tensor, grid: Tensor, decode: Callable[[Tensor], Tensor] | None) -> Tensor:
+    resampled = _resample(value, grid, "border")
+    return decode(resampled) if decode and is_coded(value) else resampled
+
+
+def is_coded(features: Tensor) -> bool:
+    """Whether features are int8 codes rather than numbers."""
+    return features.dtype == torch.int8
 
 
 def _resample(value: Tensor, grid: Tensor, padding: str) -> Tensor:

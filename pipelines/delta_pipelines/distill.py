@@ -18,7 +18,7 @@ from delta.distributed import ALONE, World, broadcast, wait_for_all
 from delta.encoder import HubUnreachable, load_encoder_weights
 from delta.errors import DeltaError
 from delta.metrics import Agreement
-from delta.objective import Objective
+from delta.objective import Objective, TargetStatistics
 from delta.student import Student, StudentConfig, build_student
 from delta.train import NotFinite, StepReport, fit
 from delta.train_state import TrainState, read_metadata
@@ -245,8 +245,11 @@ def start_state(
     device: torch.device,
     world: World = ALONE,
     say: Callable[[str], None] = lambda text: None,
+    statistics: TargetStatistics | None = None,
 ) -> TrainState:
     """Build student, objective and optimizer as they stand before the first step.
+
+    `statistics` stand in for the store's where the targets are another teacher's.
 
     Raises:
         DeltaError: the recipe does not fit the store, or the weights it starts from.
@@ -254,8 +257,7 @@ def start_state(
     torch.manual_seed(recipe.seed)
     student = _build(recipe, say)
     torch.manual_seed(recipe.seed)  # whatever weights were loaded, the projectors start alike
-    statistics = measure_targets(store, split, recipe.loss)
-    objective = Objective(recipe.loss, student.channels, statistics)
+    objective = Objective(recipe.loss, student.channels, statistics or measure_targets(store, split, recipe.loss))
     return TrainState(student, objective, recipe.optimizer, device, world)
 
 

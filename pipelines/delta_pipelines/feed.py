@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from delta.augment import AugmentConfig
-from delta.batch import Batch, Targets, draw, make_batch
+from delta.batch import Batch, Targets, draw, is_coded, make_batch
 from delta.config import Config
 from delta.distributed import ALONE, World
-from delta.feature_basis import resample_area
+from delta.feature_basis import FeatureBasis, resample_area
 from delta.objective import LossConfig, TargetStatistics
+from delta_cache.basis import TapBasis
 from delta_cache.order import epoch_order
 from delta_cache.reader import Store
-from delta_pipelines.answers import torch_bases
 from delta_pipelines.read_ahead import ChunkReader, Task, one_ahead, read_chunks
 from delta_pipelines.train_recipe import FeedConfig
 
@@ -122,19 +122,37 @@ class Feed:
         self._shards = config.shards or world.size
         self._names = ["image"] if teacher else ["image", "disparity", *arrays]
         self._bases = {tap: basis for tap, basis in store.bases.items() if f"features/{tap}" in self._names}
+        self._decode: dict[torch.device, dict[str, Callable[[Tensor], Tensor]]] = {}
 
     def batches(
         self, first_step: int, augment: AugmentConfig, size_px: Callable[[int], int], device: torch.device
     ) -> Generator[Batch, None, None]:
         """Yield the batch of step `first_step`, `first_step` + 1, …; steps count from 0."""
-        decode = {tap: basis.decode for tap, basis in torch_bases(self._bases, device).items()}
+        return self.augmented(self.targets(first_step, device), first_step, augment, size_px)
+
+    def augmented(
+        self,
+        stored: Generator[Targets, None, None],
+        first_step: int,
+        augment: AugmentConfig,
+        size_px: Callable[[int], int],
+    ) -> Generator[Batch, None, None]:
+        """Make each step's batch of stored views: drawn for all processes at once, so that they agree."""
         count, rank = self._batch_size * self._world.size, self._world.rank
         mine = slice(rank * self._batch_size, (rank + 1) * self._batch_size)
-        with closing(self.targets(first_step, device)) as stored:
+        with closing(stored):
             for step, targets in enumerate(stored, start=first_step):
                 generator = torch.Generator().manual_seed(_mix(self._seed, step))
-                draws = draw(count, augment, generator).rows(mine)
-                yield make_batch(self._answer(targets), draws, size_px=size_px(step), config=augment, decode=decode)
+                draws, answered = draw(count, augment, generator).rows(mine), self._answer(targets)
+                decode = self._decoders(targets.image.device)
+                yield make_batch(answered, draws, size_px=size_px(step), config=augment, decode=decode)
+
+    def decoded(self, targets: Targets) -> Targets:
+        """Turn the codes of features into what they stand for; these are not to be decoded again."""
+        decode = self._decoders(targets.image.device)
+        return msgspec.structs.replace(
+            targets, features={tap: decode[tap](f) if is_coded(f) else f for tap, f in targets.features.items()}
+        )
 
     def targets(self, first_step: int, device: torch.device) -> Generator[Targets, None, None]:
         """Yield the stored views of each step, on the device, without augmentation; the next is made meanwhile."""
@@ -197,6 +215,11 @@ class Feed:
                     )
                 skip = max(0, skip - len(samples))
 
+    def _decoders(self, device: torch.device) -> dict[str, Callable[[Tensor], Tensor]]:
+        if device not in self._decode:
+            self._decode[device] = {tap: _on_device(basis, device).decode for tap, basis in self._bases.items()}
+        return self._decode[device]
+
     def _answer(self, targets: Targets) -> Targets:
         """Let the teacher in the loop answer, where there is one."""
         if self._teacher is None:
@@ -216,6 +239,10 @@ class Feed:
         """Bring maps to the grid that the store keeps them on, as its build does."""
         keep = "mean" if name.startswith("features/") else "sum"
         return resample_area(maps.float(), self._store.contract.spec(name).shape[-1], keep=keep)
+
+
+def _on_device(basis: TapBasis, device: torch.device) -> FeatureBasis:
+    return FeatureBasis(**{name: torch.tensor(values, device=device) for name, values in basis.arrays().items()})
 
 
 def _of_kind(kind: str, stacked: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,10 +1,11 @@
 """How training, its benches and the list of runs show their progress and results."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -12,10 +13,15 @@ from delta_pipelines import console
 from delta_pipelines.report import agreement_table
 
 if TYPE_CHECKING:
+    import torch
+
     from delta.metrics import Agreement
     from delta.train import StepReport
+    from delta_pipelines.bench_equivalence import Equivalence
+    from delta_pipelines.bench_train import BenchRow
     from delta_pipelines.distill import Summary, Watcher
     from delta_pipelines.run_report import RunFacts
+    from delta_pipelines.train_recipe import TrainRecipe
 
 SMOOTHING = 0.9  # of the numbers beside the bar, a step
 
@@ -88,3 +94,56 @@ def runs(facts: "Sequence[RunFacts]", as_json: bool) -> None:
         for key, values in differing.items():
             below.add_row(key, *("–" if value is None else str(value) for value in values))
         console.out.print(below)
+
+
+@contextmanager
+def bench_progress() -> "Iterator[Callable[[str, int], None]]":
+    """A line on stderr with how many steps of each kind are timed."""
+    counts: dict[str, int] = {}
+    with console.err.status("bench: building") as status:
+
+        def watch(name: str, steps: int) -> None:
+            counts[name] = steps
+            status.update("bench: " + ", ".join(f"{kind} {count}" for kind, count in counts.items()) + " steps")
+
+        yield watch
+
+
+def bench_rows(rows: "Sequence[BenchRow]", recipe: "TrainRecipe", device: "torch.device", as_json: bool) -> None:
+    """Show what a step takes by kind of feed: a JSON line a row, or a table."""
+    if as_json:
+        for row in rows:
+            print(msgspec.json.encode(row).decode())
+        return
+    student = f"{recipe.student.encoder}, {recipe.batch_size} images of {recipe.size_px} px on {device}"
+    heads = ("", "step [ms]", "quartiles [ms]", "waits [ms]", "images/s", "x memory", "steps")
+    table = Table(*heads, title=student, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for row in rows:
+        table.add_row(
+            row.name,
+            f"{row.step_ms:.0f}",
+            f"{row.low_ms:.0f}–{row.high_ms:.0f}",
+            f"{row.wait_ms:.0f}",
+            f"{row.images_per_s:.1f}",
+            f"{row.ratio_to_memory:.2f}",
+            str(row.steps),
+        )
+    console.out.print(table)
+
+
+def equivalence(result: "Equivalence", picture: Path, as_json: bool) -> None:
+    """Show how far training from the cache is from training with the teacher in the loop."""
+    if as_json:
+        console.show_json(msgspec.to_builtins(result))
+        return
+    console.facts(
+        f"from the cache against live, {result.steps} steps",
+        {
+            "first step, same weights": ", ".join(f"{name} {gap:.2%}" for name, gap in result.first_step.items()),
+            "whole curve, loss": f"{result.curve:.2%} apart on average",
+            "another seed": f"{result.other_seed:.2%} apart on average",
+            "codec, as the store states it": ", ".join(f"{name} {error:.2%}" for name, error in result.codec.items()),
+            "held-out delta1": f"cached {result.cached.delta1:.4f}, live {result.live.delta1:.4f}",
+        },
+    )
+    print(picture)

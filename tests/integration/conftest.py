@@ -46,14 +46,14 @@ def write_store(path: Path, *, teacher: str = "noise", without_chunks: Collectio
     photos = [Photo(path=f"{index:02d}.png", bytes=1) for index in range(SAMPLES)]
     contract = Contract(
         teacher={"precision": "float32", "weights_sha256": hashlib.sha256(teacher.encode()).hexdigest()},
-        recipe={"size_px": VIEW_PX, "view": "largest centered square"},
+        recipe={"size_px": VIEW_PX},
         photos={"count": SAMPLES, "list_sha256": digest_photos(photos)},
         arrays=tuple(ArraySpec(name=name, shape=value.shape, dtype=value.dtype.name) for name, value in sample.items()),
         chunk_samples=CHUNK,
         samples=SAMPLES,
     )
     store = open_or_create(path, contract, photos, {"teacher": teacher})
-    for chunk in set(store.missing_chunks()) - set(without_chunks):
+    for chunk in set(range(contract.chunks)) - set(without_chunks):
         members = [random_sample(index) for index in contract.chunk_range(chunk)]
         data = {name: np.stack([member[name] for member in members]) for name in sample}
         records = tuple(SampleRecord(path=photos[i].path, sha256="") for i in contract.chunk_range(chunk))

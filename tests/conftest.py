@@ -1,6 +1,7 @@
 """What every test may use: shapes checked at run time, and the shared data where it is to be had."""
 
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from delta.teacher import TeacherOutput
-    from delta_pipelines.build_cache import CacheRecipe
+    from delta_pipelines.cache_recipe import CacheRecipe
 
 ROOT = Path(__file__).parent.parent
 
@@ -70,7 +71,8 @@ def _present(folder: Path, content: str) -> Path:
 class FakeTeacher:
     """Cheap exact functions of the pixels, in the shapes of a transformer with two kept blocks and two heads.
 
-    `before` is told the number of each call (0 asks for shapes, the first batch is 1) and may raise.
+    `before` is told the number of each call (0 asks for shapes, the first batch is 1; where features are int8, the
+    photos that their bases are fitted on come between) and may raise.
     """
 
     side_multiple = 14
@@ -81,10 +83,10 @@ class FakeTeacher:
 
         self.identity = TeacherIdentity(
             name="fake",
-            revision="1",
             weights_sha256=hashlib.sha256(repr(gain).encode()).hexdigest(),
+            architecture="averages of pixels",
             preprocessing="rgb/255",
-            dtype="float32",
+            precision="float32",
         )
         self._gain, self._before, self._calls = gain, before, 0
 
@@ -138,19 +140,40 @@ def small_photos(photo_folder: Callable[..., Path], tmp_path_factory: pytest.Tem
 
 @pytest.fixture(scope="session")
 def tiny_cache_recipe() -> "CacheRecipe":
-    """Everything kept, at 70 px, in chunks of four."""
-    from delta_pipelines.build_cache import CacheRecipe, CodecRecipe
+    """Everything kept as exactly as a store can, at 70 px, in chunks of four."""
+    from delta_pipelines.cache_recipe import (
+        AttentionRecipe,
+        CacheRecipe,
+        DisparityRecipe,
+        FeatureRecipe,
+        ImageRecipe,
+    )
 
     return CacheRecipe(
         size_px=70,
         taps=(3, 12),
-        features=True,
-        attention=True,
-        teacher_dtype="float32",
         chunk_samples=4,
         batch_size=2,
-        seed=0,
-        codec=CodecRecipe(),
+        image=ImageRecipe(kind="raw"),
+        disparity=DisparityRecipe(bits=10),
+        features=FeatureRecipe(kind="float16", grid=0),
+        attention=AttentionRecipe(grid=0, bits=10),
+    )
+
+
+@pytest.fixture(scope="session")
+def compact_cache_recipe() -> "CacheRecipe":
+    """Everything kept as small as the shipped recipe keeps it, in two views and a crop, at 70 px, in chunks of four."""
+    from delta_pipelines.cache_recipe import AttentionRecipe, CacheRecipe, FeatureRecipe, ViewsRecipe
+
+    return CacheRecipe(
+        size_px=70,
+        taps=(3, 12),
+        chunk_samples=4,
+        batch_size=2,
+        features=FeatureRecipe(grid=4),
+        attention=AttentionRecipe(grid=4),
+        views=ViewsRecipe(mirrored=True, crops=1),
     )
 
 
@@ -160,7 +183,18 @@ def small_store(small_photos: Path, tiny_cache_recipe: "CacheRecipe", tmp_path_f
     from delta_pipelines.build_cache import build_cache
 
     store = tmp_path_factory.mktemp("small") / "store.zarr"
-    return build_cache(tiny_cache_recipe, small_photos, store, FakeTeacher()).path
+    return Path(build_cache(tiny_cache_recipe, small_photos, store, FakeTeacher()).url)
+
+
+@pytest.fixture(scope="session")
+def compact_store(
+    small_photos: Path, compact_cache_recipe: "CacheRecipe", tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A complete store of `compact_cache_recipe`: thirty samples in eight chunks; not to be changed."""
+    from delta_pipelines.build_cache import build_cache
+
+    store = tmp_path_factory.mktemp("compact") / "store.zarr"
+    return Path(build_cache(compact_cache_recipe, small_photos, store, FakeTeacher()).url)
 
 
 @pytest.fixture(scope="session")
@@ -184,6 +218,28 @@ def bytes_under() -> Callable[[Path], dict[str, bytes]]:
     def read(folder: Path) -> dict[str, bytes]:
         files = (path for path in folder.rglob("*") if not path.is_dir())
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def answers_under(bytes_under: Callable[[Path], dict[str, bytes]]) -> Callable[[Path], dict[str, bytes]]:
+    """`answers_under(store)` is `bytes_under(store)` less what two builds of one contract may differ in.
+
+    That is the provenance in the root's zarr.json and the times in the ledger; no other byte.
+    """
+
+    def read(store: Path) -> dict[str, bytes]:
+        files = bytes_under(store)
+        for name in files:
+            document = json.loads(files[name]) if name == "zarr.json" or name.startswith("ledger/") else {}
+            if name == "zarr.json":
+                del document["attributes"]["delta"]["provenance"]
+            elif document:
+                del document["record"]["times"], document["sha256"]
+            if document:
+                files[name] = json.dumps(document).encode()
+        return files
 
     return read
 

@@ -114,7 +114,7 @@ def plan_store(
         DeltaError: no photos.
     """
     listed = order_photos(list_photos(photos), recipe.seed)[: recipe.limit or None]
-    side = max(1, round(recipe.size_px / teacher.side_multiple)) * teacher.side_multiple
+    side = recipe.side(teacher.side_multiple)
     probe = teacher(torch.full((1, 3, side, side), 0.5, device=device))
     kept = {key: value for key, value in msgspec.to_builtins(recipe).items() if key not in ELSEWHERE}
     identity = {key: value for key, value in msgspec.to_builtins(teacher.identity).items() if key != "name"}
@@ -129,11 +129,13 @@ def plan_store(
     )
 
 
-def build_here(builder: ChunkBuilder, store: Store, watcher: Watcher, chunks: Iterable[int] | None = None) -> None:
+def build_here(
+    builder: ChunkBuilder, store: Store, watcher: Watcher | None = None, chunks: Iterable[int] | None = None
+) -> None:
     """Build chunks in threads of this process; by default those that are missing."""
     with ThreadPoolExecutor(STAGES, thread_name_prefix="chunk") as threads:
         try:
-            run_chunks(store, threads, builder.build, STAGES, watcher, chunks)
+            run_chunks(store, threads, builder.build, STAGES, watcher or Watcher(), chunks)
         finally:
             builder.stop()
 

@@ -81,3 +81,7 @@ class CacheRecipe(Config, frozen=True, kw_only=True):
     features: FeatureRecipe = FeatureRecipe()
     attention: AttentionRecipe = AttentionRecipe()
     views: ViewsRecipe = ViewsRecipe()
+
+    def side(self, multiple: int) -> int:
+        """The view's side in px: `size_px`, rounded to what a teacher takes."""
+        return max(1, round(self.size_px / multiple)) * multiple

@@ -118,7 +118,7 @@ def repair_cache(
         _require_photos(store, storage, chunk)
     for chunk in bad:
         discard(store, chunk)
-    build_here(ChunkBuilder(store, storage, recipe, teacher, device), store, watcher or Watcher(), bad)
+    build_here(ChunkBuilder(store, storage, recipe, teacher, device), store, watcher, bad)
     return bad
 
 

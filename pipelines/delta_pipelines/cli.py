@@ -12,6 +12,7 @@ import typer
 
 from delta import __version__
 from delta_pipelines import cli_train
+from delta_pipelines.cli_bench import bench
 from delta_pipelines.cli_cache import cache
 from delta_pipelines.cli_train import Run
 from delta_pipelines.options import Device, Json, Teacher
@@ -24,6 +25,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(cache, name="cache")
+app.add_typer(bench, name="bench")
 cli_train.register(app)
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -1,14 +1,13 @@
-"""The commands of stage 2: train, runs, bench."""
+"""The commands of stage 2: train and runs, and the benches of training."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from delta_pipelines.cli_bench import bench
 from delta_pipelines.cli_cache import Store
 from delta_pipelines.options import Device, Json, Overrides, Teacher
-
-bench = typer.Typer(help="Measure what the trainer claims.", no_args_is_help=True)
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the training run.")]
 Recipe = Annotated[str, typer.Option(help="TOML file, or a shipped recipe: student, smoke, cpu-small, gpu-full, seed.")]
@@ -18,7 +17,6 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     app.command()(train)
     app.command()(runs)
-    app.add_typer(bench, name="bench")
 
 
 def train(

@@ -79,8 +79,8 @@ def plan_cache(
         records = list(sample.records())
         disk = _probe_disk(Path(scratch))
         read_per_s = _read_rate(sample)
+        per_sample = sum(sample.bytes_on_disk().values()) / sample.contract.samples
     done = work(records)
-    per_sample = sum(sample.bytes_on_disk().values()) / sample.contract.samples
     fit_s = _fit_seconds(recipe, len(listed), sample)
     rate = done.samples / done.seconds
     teacher_per_s = done.samples / sum(record.times.teacher_s for record in records)

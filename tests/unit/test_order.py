@@ -1,10 +1,11 @@
 """An epoch uses every sample once, reads few chunks at a time, and is told by seed and epoch alone."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from delta_cache.order import epoch_order
+from delta_cache.order import chunk_order, epoch_order
 from delta_cache.schema import Photo, digest_photos, order_photos
 
 NAMES = st.lists(st.text("abcäß/._-0", min_size=1, max_size=8), unique=True, max_size=30)
@@ -79,3 +80,56 @@ def test_a_window_is_shuffled_and_chunks_come_in_fresh_order() -> None:
     assert any(window.tolist() != sorted(window.tolist()) for window in windows)
     first = [int(window.min()) for window in windows]
     assert first != sorted(first)
+
+
+@given(
+    chunks=st.lists(st.integers(0, 500), unique=True, max_size=60).map(np.array),
+    world_size=st.integers(1, 9),
+    seed=st.integers(0, 2**40),
+    epoch=st.integers(0, 10**6),
+)
+def test_the_ranks_deal_the_chunks_of_an_epoch_out_among_them(
+    chunks: np.ndarray, world_size: int, seed: int, epoch: int
+) -> None:
+    hands = [
+        chunk_order(chunks, seed=seed, epoch=epoch, rank=rank, world_size=world_size).tolist()
+        for rank in range(world_size)
+    ]
+    assert sorted(chunk for hand in hands for chunk in hand) == sorted(chunks.tolist())
+    assert max(map(len, hands)) - min(map(len, hands)) <= 1
+    again = [
+        chunk_order(chunks, seed=seed, epoch=epoch, rank=rank, world_size=world_size).tolist()
+        for rank in range(world_size)
+    ]
+    assert hands == again
+
+
+def test_the_order_of_chunks_is_fresh_in_every_epoch_and_for_every_seed() -> None:
+    chunks = np.arange(40)
+    orders = {tuple(chunk_order(chunks, seed=seed, epoch=epoch)) for seed in range(4) for epoch in range(4)}
+    assert len(orders) == 16
+
+
+@pytest.mark.parametrize(("rank", "world_size"), [(-1, 2), (2, 2), (0, 0)])
+def test_a_rank_outside_the_world_is_refused(rank: int, world_size: int) -> None:
+    with pytest.raises(ValueError, match=f"rank {rank} of {world_size}"):
+        chunk_order(np.arange(4), seed=0, epoch=0, rank=rank, world_size=world_size)
+
+
+@given(
+    plan=st.composite(usable)(),
+    window_chunks=st.integers(1, 6),
+    world_size=st.integers(1, 5),
+    seed=st.integers(0, 2**32),
+)
+def test_the_ranks_of_an_epoch_use_every_sample_once_among_them(
+    plan: tuple[np.ndarray, int], window_chunks: int, world_size: int, seed: int
+) -> None:
+    samples, chunk_samples = plan
+    seen: list[int] = []
+    for rank in range(world_size):
+        windows = epoch_order(
+            samples, chunk_samples, window_chunks=window_chunks, seed=seed, epoch=1, rank=rank, world_size=world_size
+        )
+        seen += [int(sample) for window in windows for sample in window]
+    assert sorted(seen) == samples.tolist()

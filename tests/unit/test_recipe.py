@@ -59,12 +59,13 @@ def test_a_recipe_file_is_read_by_its_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "key", "value"),
     [
-        ("size_px=518", "size_px", 518),
+        ("size_px=392", "size_px", 392),
         ("taps=[2, 4]", "taps", (2, 4)),
-        ("features = false", "features", False),
-        ("teacher_dtype=bfloat16", "teacher_dtype", "bfloat16"),
-        ('teacher_dtype="bfloat16"', "teacher_dtype", "bfloat16"),
-        ("seed=-1", "seed", -1),
+        ("compile = true", "compile", True),
+        ("precision=bfloat16", "precision", "bfloat16"),
+        ('precision="bfloat16"', "precision", "bfloat16"),
+        ("seed=7", "seed", 7),
+        ("limit=100", "limit", 100),
     ],
 )
 def test_an_override_replaces_one_value(override: str, key: str, value: object) -> None:
@@ -75,8 +76,8 @@ def test_an_override_replaces_one_value(override: str, key: str, value: object) 
 
 
 def test_dotted_overrides_reach_tables_and_the_last_one_wins() -> None:
-    recipe = load_recipe(CacheRecipe, "cache", ["codec.cname=lz4", "codec.clevel=1", "codec.clevel=9"])
-    assert (recipe.codec.cname, recipe.codec.clevel) == ("lz4", 9)
+    recipe = load_recipe(CacheRecipe, "cache", ["features.kind=float16", "features.grid=1", "features.grid=9"])
+    assert (recipe.features.kind, recipe.features.grid) == ("float16", 9)
     assert load_recipe(TrainRecipe, "student", ["loss.gradient=0.25"]).loss.gradient == 0.25
 
 
@@ -85,23 +86,31 @@ def test_dotted_overrides_reach_tables_and_the_last_one_wins() -> None:
     [
         ("size_px=large", "recipe cache: Expected `int`, got `str` - at `$.size_px`"),
         ("size_px=392.5", "recipe cache: Expected `int`, got `float` - at `$.size_px`"),
-        ("features=1", "recipe cache: Expected `bool`, got `int` - at `$.features`"),
+        ("features=1", "recipe cache: Expected `object`, got `int` - at `$.features`"),
         ("size_px=63", "recipe cache: Expected `int` >= 64 - at `$.size_px`"),
         ("size_px=4096", "recipe cache: Expected `int` <= 2048 - at `$.size_px`"),
         ("chunk_samples=0", "recipe cache: Expected `int` >= 1 - at `$.chunk_samples`"),
         ("batch_size=0", "recipe cache: Expected `int` >= 1 - at `$.batch_size`"),
         ("limit=-1", "recipe cache: Expected `int` >= 0 - at `$.limit`"),
         ("taps=[0]", "recipe cache: Expected `int` >= 1 - at `$.taps["),
-        ("codec.clevel=10", "recipe cache: Expected `int` <= 9 - at `$.codec.clevel`"),
-        ("codec.cname=gzip", "recipe cache: Invalid enum value 'gzip' - at `$.codec.cname`"),
-        ("teacher_dtype=int8", "recipe cache: Invalid enum value 'int8' - at `$.teacher_dtype`"),
+        ("seed=-1", "recipe cache: Expected `int` >= 0 - at `$.seed`"),
+        ("level=10", "recipe cache: Expected `int` <= 9 - at `$.level`"),
+        ("compressor=gzip", "recipe cache: Invalid enum value 'gzip' - at `$.compressor`"),
+        ("image.kind=png", "recipe cache: Invalid enum value 'png' - at `$.image.kind`"),
+        ("image.quality=0", "recipe cache: Expected `int` >= 1 - at `$.image.quality`"),
+        ("disparity.bits=11", "recipe cache: Expected `int` <= 10 - at `$.disparity.bits`"),
+        ("features.transform=ica", "recipe cache: Invalid enum value 'ica' - at `$.features.transform`"),
+        ("features.step=-1", "recipe cache: Expected `float` >= 0.0 - at `$.features.step`"),
+        ("views.crops=65", "recipe cache: Expected `int` <= 64 - at `$.views.crops`"),
+        ("views.crop_scale=[0.4, 1.5]", "recipe cache: Expected `float` <= 1.0 - at `$.views.crop_scale["),
+        ("precision=int8", "recipe cache: Invalid enum value 'int8' - at `$.precision`"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_was_expected(override: str, message: str) -> None:
     error = refused(CacheRecipe, "cache", override)
     assert str(error).startswith(message)
-    assert error.hint.startswith("known keys: size_px, taps, features, attention, ")
-    assert "codec.cname, codec.clevel" in error.hint
+    assert error.hint.startswith("known keys: size_px, taps, precision, compile, ")
+    assert "image.kind, image.quality" in error.hint
 
 
 @pytest.mark.parametrize("override", ["size_px", "=3", "", "size_px:3"])

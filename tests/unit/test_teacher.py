@@ -137,7 +137,7 @@ def test_the_identity_is_that_of_the_weights_and_not_of_the_place(tiny: Path, tm
     here, there = load_teacher(str(tiny), taps=(4,)), load_teacher(str(moved), taps=(4,))
     assert here.identity.weights_sha256 == there.identity.weights_sha256
     assert (here.identity.name, there.identity.name) == ("Depth-Anything-Tiny", DEFAULT_TEACHER)
-    assert (here.identity.revision, here.identity.dtype) == ("local", "float32")
+    assert here.identity.precision == "float32"
     assert here.parameters == sum(tensor.numel() for tensor in load_file(tiny / "model.safetensors").values())
     assert here.side_multiple == 14
 
@@ -153,8 +153,8 @@ def test_the_identity_is_the_same_from_half_precision_storage(tiny: Path, tmp_pa
 
 
 def test_reduced_precision_is_part_of_the_identity_and_near(tiny: Path, image: Tensor) -> None:
-    exact, rough = load_teacher(str(tiny), taps=(4,)), load_teacher(str(tiny), taps=(4,), dtype="bfloat16")
-    assert rough.identity.dtype == "bfloat16"
+    exact, rough = load_teacher(str(tiny), taps=(4,)), load_teacher(str(tiny), taps=(4,), precision="bfloat16")
+    assert rough.identity.precision == "bfloat16"
     assert rough.identity.weights_sha256 == exact.identity.weights_sha256
     answer = rough(image)
     assert {value.dtype for value in (answer.disparity, *answer.features.values(), *answer.attention.values())} == {
@@ -274,7 +274,7 @@ def test_a_student_teaches_with_its_levels_and_without_attention(random_student:
         torch.testing.assert_close(own, levels[stride])
         assert own.shape[2:] == (64 // stride, 128 // stride)
     assert teacher.identity.name == "delta student mobilevitv2_050 of nobody"
-    assert teacher.identity.revision == card.fingerprint
+    assert teacher.identity.architecture == "mobilevitv2_050, light decoder"
     assert teacher.identity.weights_sha256 == digest_weights(student.state_dict())
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from delta.augment import NO_AUGMENTATION, AugmentConfig
 from delta.batch import Batch
+from delta.distributed import World
 from delta.objective import LossConfig
 from delta_cache.errors import IncompleteStore
 from delta_cache.reader import Store, open_cache
@@ -210,3 +212,134 @@ def test_a_chunk_that_is_lost_during_training_is_an_error_and_no_zeros(store, sp
     with pytest.raises(IncompleteStore, match=r"chunk 1 of .* is missing"):
         for _ in itertools.islice(stream(Store.open(copy), split), 6):
             pass
+
+
+@pytest.mark.parametrize("settings", [{"workers": 0}, {"workers": 3, "ahead": 1}, {"workers": 2, "method": "fork"}])
+def test_the_stream_is_the_same_for_any_number_of_workers_of_any_kind(store, split, settings):
+    compare_streams(store, split, settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_worker_processes_that_start_afresh_give_the_same_stream(store, split, method):
+    compare_streams(store, split, {"workers": 2, "method": method})
+
+
+def compare_streams(store: Store, split: Split, settings: dict) -> None:
+    arrays = [f"features/{tap}" for tap in TAPS]
+    plain, other = (
+        Feed(store, split, arrays, config=FeedConfig(holdout=0.2, **s), batch_size=4, seed=3) for s in ({}, settings)
+    )
+    streams = [feed.batches(5, AugmentConfig(), lambda step: 16, CPU) for feed in (plain, other)]
+    with closing(streams[0]), closing(streams[1]):
+        for a, b in itertools.islice(zip(*streams, strict=True), 7):
+            assert torch.equal(a.samples, b.samples)
+            assert equal(a, b)
+
+
+def test_an_error_in_a_worker_process_is_the_sentence_it_was(store, split, tmp_path):
+    copy = Path(shutil.copytree(store.url, tmp_path / "store.zarr"))
+    opened = open_cache(copy)
+    (copy / "disparity" / "c.1.0.0").unlink()
+    config = FeedConfig(holdout=0.2, workers=1, method="fork")
+    feed = Feed(opened, split, [], config=config, batch_size=4, seed=0)
+    with pytest.raises(IncompleteStore, match=r"^chunk 1 of \S+ is missing$") as caught:
+        for _ in itertools.islice(feed.batches(0, NO_AUGMENTATION, lambda step: 16, CPU), 6):
+            pass
+    assert "resumes it" in caught.value.hint
+
+
+def test_the_threads_of_a_feed_end_with_it(store, split):
+    with closing(stream(store, split)) as batches:
+        next(batches)
+        assert [thread for thread in threading.enumerate() if thread.name.startswith(("feed", "batches"))]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("feed", "batches"))]
+
+
+def test_a_batch_says_which_samples_are_in_it(store, split):
+    batch = next(iter(stream(store, split)))
+    assert batch.samples.tolist() == numbers_in(batch)
+
+
+def test_the_batches_of_two_processes_are_those_of_one_with_two_shards(store, split):
+    arrays = [f"features/{tap}" for tap in TAPS]
+    alone = Feed(store, split, arrays, config=FeedConfig(holdout=0.2, shards=2), batch_size=6, seed=1)
+    pair = [
+        Feed(store, split, arrays, config=FeedConfig(holdout=0.2), batch_size=3, seed=1, world=World(rank=r, size=2))
+        for r in (0, 1)
+    ]
+    streams = [feed.batches(2, AugmentConfig(), lambda step: 16, CPU) for feed in (alone, *pair)]
+    seen = [[], []]
+    for whole, *parts in itertools.islice(zip(*streams, strict=True), 6):
+        for expected, part, mine in zip(whole.split(2), parts, seen, strict=True):
+            assert equal(expected, part)
+            mine += part.samples.tolist()
+    chunks = [{sample // CHUNK for sample in mine[:6]} for mine in seen]
+    assert not chunks[0] & chunks[1]  # in an epoch a chunk is read by one process
+
+
+def test_views_of_a_held_out_photo_are_on_neither_side(compact_store):
+    opened = open_cache(compact_store)
+    photos = opened.contract.photo_count
+    assert opened.contract.views == ("plain", "mirrored", "crop1")
+    split = split_store(opened, FeedConfig(holdout=0.3))
+    assert not {n % photos for n in split.train.tolist()} & {n % photos for n in split.holdout.tolist()}
+    assert (split.holdout < photos).all()
+    assert len(split.train) == 3 * (photos - len(split.holdout))
+
+
+def test_codes_are_decoded_on_the_device_to_the_features_that_the_store_reads(compact_store):
+    opened = open_cache(compact_store)
+    split = split_store(opened, FeedConfig())
+    feed = Feed(opened, split, ["features/block12", "attention/block12"], config=FeedConfig(), batch_size=4, seed=0)
+    with closing(feed.targets(0, CPU)) as stored, closing(feed.batches(0, NO_AUGMENTATION, lambda s: 64, CPU)) as made:
+        targets, batch = next(stored), next(made)
+    assert targets.features["block12"].dtype == torch.int8
+    samples = batch.samples.numpy()
+    assert samples.tolist() == targets.samples.tolist()
+    expected = read_samples(opened, samples, ["features/block12", "attention/block12"])
+    grid = {"features": (batch.features["block12"], feed.decoded(targets).features["block12"])}
+    assert grid["features"][0].shape[-1] == 4  # that of the store, too: nothing is interpolated
+    for ours in grid["features"]:
+        np.testing.assert_allclose(ours.numpy(), expected["features/block12"], atol=2e-5)
+    np.testing.assert_allclose(
+        batch.attention["block12"].numpy(), expected["attention/block12"].astype(np.float32), atol=1e-5
+    )
+    statistics = measure_targets(opened, split, LossConfig(features=1.0, cls_attention=0.1))
+    assert torch.equal(statistics.feature_mean["block12"], torch.from_numpy(opened.bases["block12"].mean.copy()))
+    assert statistics.heads == {"block03": 2, "block12": 2}
+
+
+@pytest.mark.parametrize("which", ["small_store", "compact_store"])
+def test_a_teacher_in_the_loop_answers_as_the_store_within_its_codec(which, request, fake_teacher):
+    opened = open_cache(request.getfixturevalue(which))
+    split = split_store(opened, FeedConfig())
+    arrays = ["features/block03", "features/block12", "attention/block12"]
+    pair = [
+        Feed(opened, split, arrays, config=FeedConfig(), batch_size=4, seed=0, teacher=teacher)
+        for teacher in (None, fake_teacher())
+    ]
+    augment = AugmentConfig(rotation_deg=5)
+    for cached, live in itertools.islice(
+        zip(*(f.batches(0, augment, lambda s: 64, CPU) for f in pair), strict=True), 4
+    ):
+        assert torch.equal(cached.image, live.image)
+        assert torch.equal(cached.feature_weight, live.feature_weight)
+        error = 2.0**-8 if which == "compact_store" else 2.0**-11  # half a step of the mantissa that is kept
+        torch.testing.assert_close(cached.disparity, live.disparity, rtol=1.01 * error, atol=0)
+        for tap in ("block03", "block12"):
+            cosine = torch.nn.functional.cosine_similarity(cached.features[tap], live.features[tap], dim=1)
+            assert cosine.mean() > (0.98 if which == "compact_store" else 0.99999)
+        torch.testing.assert_close(cached.attention["block12"], live.attention["block12"], rtol=2 * error, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_batches_reach_a_gpu_as_they_are_on_the_cpu(store, split):
+    if not torch.cuda.is_available():
+        pytest.skip("NOT TESTED: no CUDA device")
+    feed = Feed(store, split, ["features/block12"], config=FeedConfig(holdout=0.2), batch_size=4, seed=0)
+    streams = [feed.targets(0, device) for device in (CPU, torch.device("cuda"))]
+    for a, b in itertools.islice(zip(*streams, strict=True), 8):
+        assert b.image.device.type == "cuda"
+        assert torch.equal(a.image, b.image.cpu())
+        assert torch.equal(a.features["block12"], b.features["block12"].cpu())

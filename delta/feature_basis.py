@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from delta.config import Config
 
-KEPT_VECTORS = 65_536  # enough for the covariance of 1,024 channels; bounds memory whatever the photos
+KEPT_VECTORS = 32_768  # enough for the covariance of 1,024 channels; bounds memory whatever the photos
 LIMIT = 127
 
 

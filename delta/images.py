@@ -3,8 +3,8 @@
 Knows numpy and Pillow only, so that prediction runs without torch.
 """
 
+from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -47,7 +47,7 @@ def find_photos(path: Path) -> list[Path]:
     return photos
 
 
-def read_photo(source: Path | BinaryIO) -> UInt8[np.ndarray, "h w 3"]:
+def read_photo(source: Path | BytesIO) -> UInt8[np.ndarray, "h w 3"]:
     """Decode a photo to RGB as a person would see it: EXIF orientation applied, first frame, no alpha.
 
     Raises:

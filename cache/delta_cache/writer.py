@@ -5,6 +5,7 @@ renamed; only then its ledger entry is, in the same way. A chunk without an entr
 """
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ import numpy as np
 from delta_cache.basis import TapBasis, digest_bases
 from delta_cache.codec import compress
 from delta_cache.errors import CacheError, ContractMismatch
-from delta_cache.layout import PHOTOS, ROOT, chunk_file, ledger_file, metadata
+from delta_cache.layout import BASIS, PHOTOS, ROOT, chunk_file, ledger_file, metadata
 from delta_cache.reader import Store
 from delta_cache.schema import ChunkRecord, Contract, Photo, SampleRecord, Times, difference, seal_entry
 from delta_cache.storage import ASIDE, CLAIMS, Storage, open_storage
 
 Bases = dict[str, TapBasis]
+BUSY_S = 0.2  # how long to wait before a store is looked at again that another process is laying out
 
 
 def open_or_create(
@@ -41,9 +43,13 @@ def open_or_create(
         CacheError: something else is there.
     """
     storage = open_storage(url)
-    with storage.claim("create"):
-        if storage.size(ROOT) is None:
-            _create(storage, contract, photos, provenance, make_bases())
+    while storage.size(ROOT) is None:
+        _require_room(storage, contract)
+        with storage.claim("create") as ours:
+            if ours and storage.size(ROOT) is None:
+                _create(storage, contract, photos, provenance, make_bases())
+        if not ours:
+            time.sleep(BUSY_S)
     store = Store.open(storage)
     asked = msgspec.structs.replace(contract, basis_sha256=store.contract.basis_sha256)
     lines = difference(asked, store.contract)
@@ -104,6 +110,21 @@ def restore_metadata(store: Store) -> None:
             store.storage.write(name, content)
 
 
+def _require_room(storage: Storage, contract: Contract) -> None:
+    """Refuse a place that holds anything but what a build of this contract may have left there at its start."""
+    files = {PHOTOS, *metadata(contract, {}, {})}
+    strangers = {
+        name
+        for name in storage.sizes()
+        if name.removesuffix(ASIDE) not in files and name.split("/")[0] not in (BASIS, CLAIMS)
+    }
+    if strangers:
+        raise CacheError(
+            f"{storage.url} is not empty and not a Delta cache: it holds {min(strangers)}",
+            "name a new folder for the store",
+        )
+
+
 def _create(
     storage: Storage, contract: Contract, photos: list[Photo], provenance: Mapping[str, Any], bases: Bases
 ) -> None:
@@ -111,11 +132,5 @@ def _create(
     whole = msgspec.structs.replace(contract, basis_sha256=digest_bases(bases))
     files = {PHOTOS: b"".join(msgspec.json.encode(photo) + b"\n" for photo in photos)}
     files |= metadata(whole, bases, dict(provenance))
-    strangers = {name for name in storage.sizes() if name.removesuffix(ASIDE) not in files and CLAIMS not in name}
-    if strangers:
-        raise CacheError(
-            f"{storage.url} is not empty and not a Delta cache: it holds {min(strangers)}",
-            "name a new folder for the store",
-        )
     for name in sorted(files, key=lambda name: name == ROOT):
         storage.write(name, files[name])

@@ -25,13 +25,15 @@ def cache(
 ) -> None:
     """Measure bytes a photo, codec rates and reading against other formats; with --photos, building too."""
     from delta_cache.reader import open_cache
-    from delta_pipelines import bench_cache, report_bench
+    from delta_pipelines import bench_cache, bench_verify, report_bench
 
     opened = open_cache(store)
     with report_bench.rows(as_json) as show:
         show(bench_cache.bench_bytes(opened))
         show(bench_cache.bench_codecs(opened))
         show(bench_cache.bench_reading(opened, place))
+        show(bench_verify.bench_digests(opened))
+        show(bench_verify.bench_listing(place))
         if photos:
             from delta.device import choose_device
             from delta.teacher import load_teacher, teacher_name

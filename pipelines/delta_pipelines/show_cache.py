@@ -30,7 +30,7 @@ def show_cache(store_path: str | Path, picture: Path, samples: int = 4) -> Path:
         row += [attention_colors(data[name][index].astype(np.float32)) for name in attention]
         rows.append(row)
     titles = ["photo", "disparity", *taps, *(f"attention {name.split('/')[1]}" for name in attention)]
-    captions = [Path(store.photos[store.contract.photo_of(sample)].path).name for sample in chosen]
+    captions = [Path(store.photos[store.contract.photo_of(sample)].path).name for sample in chosen.tolist()]
     return save_picture(side_by_side(rows, titles, captions), picture)
 
 

@@ -14,7 +14,8 @@ from delta.teacher import Teacher
 from delta_cache.errors import CacheError
 from delta_cache.reader import Store
 from delta_cache.schema import Status
-from delta_pipelines.build_cache import CacheRecipe, build_cache
+from delta_pipelines.build_cache import build_cache
+from delta_pipelines.cache_recipe import CacheRecipe
 
 FakeTeacher = Callable[..., Teacher]
 

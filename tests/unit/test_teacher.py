@@ -258,7 +258,7 @@ def test_a_digest_is_of_names_shapes_and_values_alone() -> None:
 
 
 def test_a_student_teaches_with_its_levels_and_without_attention(random_student: Path) -> None:
-    student, _ = load_student(random_student)
+    student, _card = load_student(random_student)
     teacher = load_teacher(str(random_student))
     assert isinstance(teacher, StudentTeacher)
     assert isinstance(teacher, Teacher)

@@ -125,20 +125,20 @@ def one_ahead(targets: Generator[Targets, None, None], device: torch.device) -> 
             copied = made.each(lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
             return copied, stream.record_event()
 
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
-        ahead = pool.submit(make)
-        try:
-            while True:
-                made, ready = ahead.result()
-                if made is None:
-                    return
-                ahead = pool.submit(make)
-                if ready is not None:
-                    _hand_over(made, ready, torch.cuda.current_stream(device))
-                yield made
-        finally:
-            ahead.cancel()
-            pool.submit(targets.close).result()  # after the one under way, in the thread that runs it
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+    ahead = pool.submit(make)
+    try:
+        while True:
+            made, ready = ahead.result()
+            if made is None:
+                return
+            ahead = pool.submit(make)
+            if ready is not None:
+                _hand_over(made, ready, torch.cuda.current_stream(device))
+            yield made
+    finally:
+        pool.shutdown(cancel_futures=True)  # waits for the one under way
+        targets.close()
 
 
 def _hand_over(targets: Targets, ready: torch.cuda.Event, stream: torch.cuda.Stream) -> None:

@@ -1,11 +1,14 @@
 """Names inside a store, and the Zarr v3 metadata that lets any reader open it."""
 
+import json
+import warnings
 from typing import Any
 
 import msgspec
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
+from zarr.errors import ZarrUserWarning
 from zarr.storage import MemoryStore
 
 from delta_cache.basis import TapBasis
@@ -29,7 +32,8 @@ def ledger_file(chunk: int) -> str:
 def metadata(contract: Contract, bases: dict[str, TapBasis], provenance: dict[str, Any]) -> dict[str, bytes]:
     """Make every file of an empty store but the photo list: groups, arrays, and the bases with their numbers."""
     files: dict[str, Any] = {}
-    group = zarr.open_group(MemoryStore(files), mode="w", zarr_format=3)
+    memory = MemoryStore(files)
+    group = zarr.open_group(memory, mode="w", zarr_format=3)
     for spec in contract.arrays:
         group.create_array(
             spec.name,
@@ -58,7 +62,17 @@ def metadata(contract: Contract, bases: dict[str, TapBasis], provenance: dict[st
         "fingerprint": contract.fingerprint,
         "provenance": provenance,
     }
+    with warnings.catch_warnings():  # Zarr v3 calls it a convention; with it readers open a store without a listing
+        warnings.simplefilter("ignore", ZarrUserWarning)
+        zarr.consolidate_metadata(memory)
     return {name: value.to_bytes() for name, value in files.items()}
+
+
+def copied_descriptions(root: bytes) -> dict[str, Any]:
+    """The copies of all arrays' and groups' descriptions in the root's (Zarr's consolidated metadata), by name."""
+    copies = json.loads(root).get("consolidated_metadata")
+    found = copies.get("metadata") if isinstance(copies, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def compressors(spec: ArraySpec) -> list[BloscCodec] | None:

@@ -1,13 +1,14 @@
 """Check a store: fast (presence and size of every file), or full (every byte against its digest)."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
 from delta_cache.errors import CorruptStore
-from delta_cache.layout import describes
+from delta_cache.layout import ROOT, copied_descriptions, describes
 from delta_cache.reader import Store
 from delta_cache.schema import ChunkRecord
 
@@ -77,6 +78,13 @@ def _check_descriptions(store: Store) -> list[Finding]:
         else:
             if not describes(array, spec, store.contract):
                 findings.append(Finding(chunk=None, what=f"array {spec.name} is not described as in the contract"))
+    for name, copy in copied_descriptions(store.storage.read(ROOT)).items():
+        try:
+            own = json.loads(store.storage.read(f"{name}/{ROOT}"))
+        except (FileNotFoundError, ValueError):
+            own = None
+        if not isinstance(copy, dict) or own != {key: copy[key] for key in copy if key != "consolidated_metadata"}:
+            findings.append(Finding(chunk=None, what=f"{name}/{ROOT} is not what {ROOT} says of it"))
     for part in ("photos", "bases"):
         try:
             getattr(store, part)

@@ -16,7 +16,7 @@ import numpy as np
 from delta_cache.basis import TapBasis, digest_bases
 from delta_cache.codec import compress
 from delta_cache.errors import CacheError, ContractMismatch
-from delta_cache.layout import BASIS, PHOTOS, ROOT, chunk_file, ledger_file, metadata
+from delta_cache.layout import BASIS, PHOTOS, ROOT, chunk_file, copied_descriptions, ledger_file, metadata
 from delta_cache.reader import Store
 from delta_cache.schema import ChunkRecord, Contract, Photo, SampleRecord, Times, difference, seal_entry
 from delta_cache.storage import ASIDE, CLAIMS, Storage, open_storage
@@ -106,7 +106,9 @@ def restore_metadata(store: Store) -> None:
         CorruptStore: the bases or the photo list are damaged, which only a new build can mend.
     """
     for name, content in metadata(store.contract, store.bases, store.provenance).items():
-        if name != ROOT and store.storage.read_many([name]).get(name) != content:
+        there = store.storage.read_many([name]).get(name, b"{}")
+        pair = (there, content) if name != ROOT else (copied_descriptions(there), copied_descriptions(content))
+        if pair[0] != pair[1]:
             store.storage.write(name, content)
 
 

@@ -37,13 +37,14 @@ def cache(
         if photos:
             from delta.device import choose_device
             from delta.teacher import load_teacher, teacher_name
-            from delta_pipelines import bench_build
+            from delta_pipelines import bench_build, bench_codecs, bench_views
             from delta_pipelines.cache_recipe import CacheRecipe
             from delta_pipelines.recipe import load_recipe
 
             recipe, chosen = load_recipe(CacheRecipe, "cache", overrides or []), choose_device(device)
             name = teacher_name(teacher)
             loaded = load_teacher(name, taps=recipe.taps, precision=recipe.precision, device=chosen)
+            show(bench_codecs.bench_codecs(recipe, photos, loaded, chosen))
+            show(bench_views.bench_views(recipe, photos, loaded, chosen))
             show(bench_build.bench_building(recipe, photos, place, loaded, chosen, build_photos))
             show(bench_build.bench_precision(recipe, photos, name, chosen))
-            show(bench_build.bench_views(recipe, photos, loaded, chosen))

@@ -13,11 +13,23 @@ from delta import __version__
 from delta_pipelines.cli import app
 
 COMMANDS = {
-    ("cache", "build"): ("PHOTOS", "STORE", "--teacher", "--recipe", "--set", "--device"),
+    ("cache", "build"): (
+        *("PHOTOS", "STORE", "--teacher", "--recipe", "--set", "--device", "--basis", "--scheduler", "--workers"),
+    ),
+    ("cache", "plan"): ("PHOTOS", "STORE", "--teacher", "--recipe", "--set", "--device", "--json"),
     ("cache", "info"): ("STORE", "--json"),
     ("cache", "show"): ("STORE", "--output", "-o", "--samples"),
-    ("runs",): ("FOLDER", "--output", "--json"),
-    ("train",): ("STORE", "RUN", "--recipe", "--set", "--device"),
+    ("cache", "verify"): ("STORE", "--full", "--live", "--teacher", "--device", "--threads", "--json"),
+    ("cache", "repair"): ("STORE", "PHOTOS", "--teacher", "--device", "--threads"),
+    ("cache", "merge"): ("STORE", "--output", "-o"),
+    ("cache", "subset"): ("STORE", "--output", "-o", "--photos", "--arrays"),
+    ("bench", "cache"): ("STORE", "--photos", "--teacher", "--set", "--device", "--place", "--json"),
+    ("bench", "train"): ("STORE", "--recipe", "--set", "--rounds", "--sizes", "--device", "--json"),
+    ("bench", "equivalence"): (
+        *("STORE", "--output", "-o", "--teacher", "--recipe", "--set", "--steps", "--device", "--json"),
+    ),
+    ("train",): ("STORE", "RUN", "--recipe", "--set", "--device", "--teacher"),
+    ("runs",): ("FOLDER", "--output", "-o", "--json"),
     ("export",): ("RUN", "MODEL.onnx", "--photos", "--size", "--json"),
     ("verify",): ("MODEL.onnx", "RUN", "PHOTOS", "--json"),
     ("predict",): ("MODEL.onnx", "PHOTO|FOLDER", "--output", "-o", "--colormap", "--png16", "--npy"),
@@ -113,9 +125,8 @@ def test_training_prints_where_the_student_is_and_shows_how_well_it_agrees(delta
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     ended = delta("train", tiny_store, run, *settings(tiny_run))
     assert ended.code == 0
-    assert ended.out.splitlines()[-4:] == [
-        str(run / f) for f in ("student.safetensors", "samples.png", "loss.png", "report.md")
-    ]
+    files = ("student.safetensors", "samples.png", "loss.png", "report.md")
+    assert ended.out.splitlines()[-4:] == [str(run / file) for file in files]
     assert "agreement with the teacher, 3 held-out photos" in ended.out
     assert "mean map of training" in ended.out
     assert "resuming at step 6 of 6" in ended.err
@@ -142,10 +153,8 @@ def test_train_without_a_store_says_how_to_make_one(delta, tmp_path):
 
 
 def test_train_on_a_folder_that_is_no_store_says_so(delta, tmp_path):
-    store = tmp_path / "photos"
-    store.mkdir()
-    (store / "one.jpg").write_bytes(b"")
-    assert "there is no cache at" in complaint(delta("train", store, tmp_path / "run"))
+    (tmp_path / "notes.txt").touch()
+    assert "is not a Delta cache" in complaint(delta("train", tmp_path, tmp_path / "run"))
 
 
 def test_train_on_an_incomplete_store_says_what_is_missing_and_what_resumes_it(delta, tmp_path, store_at):

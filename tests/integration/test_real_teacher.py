@@ -1,6 +1,7 @@
 """Delta's teacher against transformers' own calls, with the real weights and real photos."""
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable
@@ -15,8 +16,9 @@ from torch import Tensor
 
 from delta import bundled, images
 from delta.teacher import DEFAULT_TEACHER, IMAGENET_MEAN, IMAGENET_STD, Teacher, load_teacher
-from delta_cache.reader import Store
-from delta_pipelines.views import center_square
+from delta_cache.reader import open_cache
+from delta_pipelines.cache_recipe import ViewsRecipe
+from delta_pipelines.views import choose_view, cut_view
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -66,7 +68,7 @@ def test_disparity_is_transformers_own_on_a_square_view(
     teacher: Teacher, eager: Any, processor: Any, photo: np.ndarray
 ) -> None:
     height, width = photo.shape[:2]
-    view = images.resize_box(photo, center_square(width, height), 392).copy()
+    view = cut_view(photo, choose_view("plain", "", width, height, ViewsRecipe(), seed=0), 392).copy()
     inputs = processor(images=view, size={"height": 392, "width": 392}, return_tensors="pt")
     assert inputs["pixel_values"].shape == (1, 3, 392, 392)
     assert worst(teacher(as_input(view)).disparity, eager(**inputs).predicted_depth) < 1e-3
@@ -142,16 +144,32 @@ def test_a_store_of_the_real_teacher_holds_its_four_taps(
     delta: Callable[..., Any], teacher: Teacher, teacher_dir: Path, tmp_path: Path
 ) -> None:
     settings = ("size_px=140", "limit=3", "chunk_samples=2", "batch_size=2")
+    settings += ("image.kind=raw", "disparity.bits=10", "features.kind=float16", "features.grid=0", "attention.grid=0")
     flags = [word for setting in settings for word in ("--set", setting)]
     ended = delta(
         "cache", "build", bundled.PHOTOS, tmp_path / "s.zarr", "--teacher", teacher_dir, "--device", "cpu", *flags
     )
     assert ended.code == 0, ended.err
-    store = Store.open(tmp_path / "s.zarr").require_complete()
+    store = open_cache(tmp_path / "s.zarr")
     shapes = {spec.name: spec.shape for spec in store.contract.arrays}
     assert [shapes[f"features/block{tap:02d}"] for tap in TAPS] == [(384, 10, 10)] * 4
     assert [shapes[f"attention/block{tap:02d}"] for tap in TAPS] == [(6, 10, 10)] * 4
     data = store.read_chunk(0, ["image", "disparity", "features/block12"])
     live = teacher(torch.cat([as_input(image) for image in data["image"]]))
-    torch.testing.assert_close(torch.from_numpy(data["disparity"]), live.disparity.half())
-    torch.testing.assert_close(torch.from_numpy(data["features/block12"]), live.features["block12"].half())
+    torch.testing.assert_close(torch.from_numpy(data["disparity"].copy()), live.disparity.half())
+    torch.testing.assert_close(torch.from_numpy(data["features/block12"].copy()), live.features["block12"].half())
+
+
+def test_a_store_by_the_shipped_recipe_agrees_with_its_teacher(
+    delta: Callable[..., Any], teacher_dir: Path, tmp_path: Path
+) -> None:
+    store, settings = tmp_path / "s.zarr", ("size_px=140", "views.mirrored=true", "batch_size=4")
+    flags = [word for setting in settings for word in ("--set", setting)]
+    photos = ("cache", "build", bundled.PHOTOS, store, "--teacher", teacher_dir, "--device", "cpu")
+    assert delta(*photos, *flags).code == 0
+    ended = delta("cache", "verify", store, "--full", "--live", "4", "--teacher", teacher_dir, "--json")
+    assert ended.code == 0, ended.err
+    rows = {row["name"]: row for row in json.loads(ended.out)["live"]["rows"]}
+    assert rows.keys() == {"disparity", *(f"features/block{tap:02d}" for tap in TAPS)}
+    assert rows["disparity"]["value"] < 0.005
+    assert all(0.8 < rows[name]["gate"] <= rows[name]["value"] for name in rows if name != "disparity")

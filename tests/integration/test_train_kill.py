@@ -92,7 +92,7 @@ def test_torchrun_trains_one_run_in_two_processes_on_the_batches_of_one(
     curves = [[line for line in read_metrics(run) if line["kind"] == "train"] for run in (two, one)]
     assert len(curves[0]) == len(curves[1]) == 9
     first = [{name: curve[0][name] for name in ("affine_invariant", "gradient", "raw", "features")} for curve in curves]
-    # The same batch, whose sums are taken in another order; from then on a float32 run is its own (see test_distributed).
+    # The same batch, its sums in another order; from then on a float32 run is its own (see test_distributed).
     assert first[0] == pytest.approx(first[1], rel=1e-4)
     assert load_student(two)[1].step > 0
     again = torchrun(2, tiny_store, two, (*tiny_settings, "epochs=4", "batch_size=2", "feed.window_chunks=1"))

@@ -4,7 +4,7 @@ The photos of a store are in random order. So is a prefix of it, and so is a ran
 made by reading the sources once, in order.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -28,9 +28,9 @@ def merge(first: Store, second: Store, url: str | Path, on_chunk: Callable[[int]
     """
     stores = (first, second)
     _require_one_contract(first.require_complete().contract, second.require_complete().contract)
-    known = {photo.path: photo for photo in first.photos}
+    known, seen = (dict(_identities(store)) for store in stores)
     for photo in second.photos:
-        if known.get(photo.path, photo) != photo:
+        if known.get(photo.path, seen[photo.path]) != seen[photo.path]:
             raise CacheError(
                 f"{first.url} and {second.url} hold different photos named {photo.path}",
                 "build one of them from a folder above, so that its paths differ",
@@ -123,6 +123,13 @@ def _pick(
 ) -> tuple[dict[str, np.ndarray], SampleRecord]:
     store, photo = sources[contract.photo_of(sample)]
     return readers[store](photo, contract.view_of(sample))
+
+
+def _identities(store: Store) -> Iterator[tuple[str, tuple[int, str]]]:
+    """Each photo's path, with its size and digest: what tells two photos of one name apart."""
+    digests = {sample.path: sample.sha256 for record in store.records() for sample in record.samples}
+    for photo in store.photos:
+        yield photo.path, (photo.bytes, digests[photo.path])
 
 
 def _require_one_contract(first: Contract, second: Contract) -> None:

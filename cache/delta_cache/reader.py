@@ -61,7 +61,7 @@ class Store:
         self.url = storage.url
         self.contract = contract
         self.provenance = provenance
-        self._checked: set[int] = set()
+        self._checked: set[tuple[str, str]] = set()
 
     @classmethod
     def open(cls, url: str | Path | Storage) -> "Store":
@@ -100,7 +100,8 @@ class Store:
             photos = [msgspec.json.decode(line, type=Photo) for line in lines]
         except (FileNotFoundError, msgspec.DecodeError):
             photos = []
-        if digest_photos(photos) != self.contract.photos.get("list_sha256"):
+        safe = all(".." not in photo.path.split("/") and not photo.path.startswith("/") for photo in photos)
+        if not safe or digest_photos(photos) != self.contract.photos.get("list_sha256"):
             message = f"{self.url}/{PHOTOS} is not the list the store was made of"
             raise CorruptStore(message, "build the store again")
         return photos
@@ -284,14 +285,13 @@ class Store:
             content = b""
         if len(content) != size:
             raise IncompleteStore(self._missing(record.chunk), f"`delta cache build … {self.url}` resumes it")
-        key = hash((name, digest))
-        if key not in self._checked:
+        if (name, digest) not in self._checked:
             if hashlib.sha256(content).hexdigest() != digest:
                 raise CorruptStore(
                     f"chunk {record.chunk} of {self.url}: {name} is not what was recorded",
                     f"`delta cache repair … {self.url}` rebuilds it",
                 )
-            self._checked.add(key)
+            self._checked.add((name, digest))
         return decompress(content, spec, self.contract.chunk_samples)
 
     def _decode(self, spec: ArraySpec, values: np.ndarray) -> np.ndarray:

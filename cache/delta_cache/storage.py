@@ -174,7 +174,8 @@ class RemoteStorage:
 
     def read(self, name: str) -> bytes:
         """Read an object."""
-        return self._system.cat_file(self._path(name))
+        with self._reaching():
+            return self._system.cat_file(self._path(name))
 
     def read_many(self, names: list[str]) -> dict[str, bytes]:
         """Read the objects that are there, concurrently where the protocol can."""
@@ -185,8 +186,9 @@ class RemoteStorage:
     def write(self, name: str, content: bytes) -> None:
         """Upload an object and check the length it has there."""
         path = self._path(name)
-        self._system.pipe_file(path, content)
-        length = self._system.info(path)["size"]
+        with self._reaching():
+            self._system.pipe_file(path, content)
+            length = self._system.info(path)["size"]
         if length != len(content):
             raise OSError(f"short write to {path}: {length} of {len(content)} bytes")
 
@@ -226,6 +228,17 @@ class RemoteStorage:
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Turn a line that is down, whose exceptions are as many as protocols, into a sentence that ends the build."""
+        try:
+            yield
+        except (FileNotFoundError, PermissionError):
+            raise
+        except Exception as error:
+            message = f"{self.url} cannot be reached: {str(error) or type(error).__name__}"
+            raise CacheError(message, "run the same command again; what is done is kept") from error
 
 
 def _scan(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:

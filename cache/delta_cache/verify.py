@@ -35,14 +35,18 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def verify(
-    store: Store, *, full: bool = False, threads: int = 1, on_chunk: Callable[[int], None] = lambda done: None
+    store: Store,
+    *,
+    full: bool = False,
+    threads: int = 1,
+    on_chunk: Callable[[int, int], None] = lambda size, total: None,
 ) -> Verification:
     """Compare a store with its ledger.
 
     Args:
         full: read every file and compare its SHA-256; otherwise presence and size.
         threads: files digested at once (hashlib and reading release the interpreter).
-        on_chunk: told the bytes of each chunk that was digested.
+        on_chunk: told the bytes of each chunk that was digested, and of all.
     """
     damaged: list[int] = []
     records = {record.chunk: record for record in store.records(damaged=damaged)}
@@ -57,12 +61,12 @@ def verify(
         found = [Finding(chunk=record.chunk, what=fault) for fault in faults if fault]
         findings += found
         whole += [] if found else [record]
+    total = sum(size for record in records.values() for size, _ in record.files.values())
     if full:
         with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
             for record, found in zip(whole, pool.map(lambda record: _digest_faults(store, record), whole), strict=True):
                 findings += found
-                on_chunk(sum(size for size, _ in record.files.values()))
-    total = sum(size for record in records.values() for size, _ in record.files.values())
+                on_chunk(sum(size for size, _ in record.files.values()), total)
     return Verification(
         depth="full" if full else "fast", chunks=store.contract.chunks, bytes=total, findings=tuple(findings)
     )

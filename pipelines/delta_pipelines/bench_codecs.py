@@ -4,6 +4,7 @@ import io
 import time
 from collections.abc import Iterator
 
+import msgspec
 import numpy as np
 import torch
 from PIL import Image
@@ -15,7 +16,7 @@ from delta_cache.codec import compress, decompress, round_mantissa
 from delta_cache.schema import ArraySpec
 from delta_pipelines.bench_cache import Row
 from delta_pipelines.bench_views import first_views
-from delta_pipelines.cache_recipe import CacheRecipe
+from delta_pipelines.cache_recipe import CacheRecipe, ImageRecipe
 
 PHOTOS, HELD_OUT = 48, 12
 GRID = 24
@@ -35,6 +36,7 @@ def bench_codecs(recipe: CacheRecipe, photos: str, teacher: Teacher, device: tor
 
     Bases are fitted on 36 photos and measured on 12 others.
     """
+    recipe = msgspec.structs.replace(recipe, image=ImageRecipe(kind="raw"))
     views = first_views(recipe, photos, recipe.side(teacher.side_multiple), PHOTOS)
     answers = [teacher(view[None].to(device)) for view in views]
     yield from _images((views[-HELD_OUT:] * 255).round().byte().permute(0, 2, 3, 1).numpy())

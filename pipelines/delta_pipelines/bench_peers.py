@@ -24,7 +24,7 @@ Peer = Callable[[np.ndarray, Path], Read]
 
 def memmap(records: np.ndarray, path: Path, chunk_samples: int) -> Read:
     """A memory map copied in runs of a chunk, in random order: the limit of what this machine gives."""
-    np.save(path, records)
+    np.save(path, _bytes(records))
     mapped = np.load(path, mmap_mode="r")
     starts = np.arange(0, len(records), chunk_samples)
 
@@ -38,9 +38,9 @@ def memmap(records: np.ndarray, path: Path, chunk_samples: int) -> Read:
 def npy_files(records: np.ndarray, path: Path) -> Read:
     """A .npy file a sample, in random order."""
     path.mkdir()
-    for number, record in enumerate(records):
-        np.save(path / f"{number}.npy", record)
-    return lambda epoch: sum(1 for n in _shuffled(records, epoch) if np.load(path / f"{n}.npy").shape == ())
+    for number, content in enumerate(_bytes(records)):
+        np.save(path / f"{number}.npy", content)
+    return lambda epoch: sum(1 for n in _shuffled(records, epoch) if np.load(path / f"{n}.npy").size)
 
 
 def zarr_shards(records: np.ndarray, path: Path) -> Read:
@@ -98,6 +98,11 @@ PEERS: dict[str, Peer] = {
     "hdf5, by sample": hdf5,
     "webdataset": webdataset,
 }
+
+
+def _bytes(records: np.ndarray) -> np.ndarray:
+    """Records as rows of bytes, which numpy copies at once instead of field by field: (n, bytes a record)."""
+    return records.view(np.uint8).reshape(len(records), -1)
 
 
 def _shuffled(records: np.ndarray, epoch: int) -> Iterator[int]:

@@ -116,7 +116,8 @@ def plan_store(
     listed = order_photos(list_photos(photos), recipe.seed)[: recipe.limit or None]
     side = recipe.side(teacher.side_multiple)
     probe = teacher(torch.full((1, 3, side, side), 0.5, device=device))
-    kept = {key: value for key, value in msgspec.to_builtins(recipe).items() if key not in ELSEWHERE}
+    written = msgspec.json.decode(msgspec.json.encode(recipe))  # as a store's own contract reads: lists, no tuples
+    kept = {key: value for key, value in written.items() if key not in ELSEWHERE}
     identity = {key: value for key, value in msgspec.to_builtins(teacher.identity).items() if key != "name"}
     return listed, Contract(
         teacher=identity,

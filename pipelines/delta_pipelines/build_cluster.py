@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,6 +41,11 @@ class Job(Config, frozen=True, kw_only=True):
     teacher: str
     device: str = "auto"
     basis: str | None = None
+
+
+def absolute(place: str) -> str:
+    """Make a path absolute, since a worker's current folder is its own; a URL stays what it is."""
+    return place if "://" in place else str(Path(place).absolute())
 
 
 def build_on_cluster(job: Job, client: Client, watcher: Watcher) -> Store:

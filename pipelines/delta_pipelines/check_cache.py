@@ -119,6 +119,8 @@ def repair_cache(
     for chunk in bad:
         discard(store, chunk)
     build_here(ChunkBuilder(store, storage, recipe, teacher, device), store, watcher, bad)
+    if bad and not store.missing_chunks():
+        store.storage.remove_claims()
     return bad
 
 

@@ -46,10 +46,17 @@ def build(
     list_photos(photos)  # a folder without any is said before the teacher is fetched
     with report_cache.building(store.rstrip("/").rpartition("/")[2]) as watcher:
         if scheduler or workers:
-            from delta_pipelines.build_cluster import Job, build_on_cluster, connect, local_cluster
+            from delta_pipelines.build_cluster import Job, absolute, build_on_cluster, connect, local_cluster
 
             name = teacher_name(teacher)
-            job = Job(recipe=settings, photos=photos, store=store, teacher=name, device=device, basis=basis)
+            job = Job(
+                recipe=settings,
+                photos=absolute(photos),
+                store=absolute(store),
+                teacher=absolute(name) if Path(name).exists() else name,
+                device=device,
+                basis=absolute(basis) if basis else None,
+            )
             with connect(scheduler) if scheduler else local_cluster(workers) as client:
                 built: CacheStore = build_on_cluster(job, client, watcher)
         else:
@@ -125,9 +132,14 @@ def verify(
     from delta_pipelines import console, report_cache
 
     opened, began = CacheStore.open(store), time.perf_counter()
-    with console.progress("bytes") as bar:
-        task = bar.add_task("digest", total=None, note="", visible=full)
-        seen = check(opened, full=full, threads=threads, on_chunk=lambda size: bar.update(task, advance=size))
+    with console.byte_progress() as bar:
+        task = bar.add_task("digest", total=None, visible=full)
+        seen = check(
+            opened,
+            full=full,
+            threads=threads,
+            on_chunk=lambda size, total: bar.update(task, advance=size, total=total),
+        )
     seconds, checked = time.perf_counter() - began, None
     if live and not seen.findings:
         from delta_pipelines.check_cache import check_live, recipe_of

@@ -7,7 +7,17 @@ from typing import Any
 import msgspec
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -40,6 +50,14 @@ def progress(unit: str) -> Iterator[Progress]:
         TextColumn("[dim]{task.fields[note]}"),
     )
     with Progress(*columns, console=err, speed_estimate_period=120) as bar:
+        yield bar
+
+
+@contextmanager
+def byte_progress() -> Iterator[Progress]:
+    """A progress bar of bytes, with their rate, on stderr."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=err) as bar:
         yield bar
 
 

@@ -54,10 +54,13 @@ FILES = ["image/c.3.0", "disparity/c.3.0.0", "view/c.3.0", "status/c.3", "featur
 
 def test_a_whole_store_has_no_findings(store: Path, bytes_under: Bytes) -> None:
     before, seen = bytes_under(store), []
-    fast, full = verify(Store.open(store)), verify(Store.open(store), full=True, threads=3, on_chunk=seen.append)
+    fast = verify(Store.open(store))
+    full = verify(Store.open(store), full=True, threads=3, on_chunk=lambda size, total: seen.append((size, total)))
     assert (fast.depth, full.depth) == ("fast", "full")
     assert fast.findings == full.findings == ()
-    assert fast.bytes == full.bytes == sum(seen) == sum(Store.open(store).bytes_on_disk().values())
+    assert fast.bytes == full.bytes == sum(Store.open(store).bytes_on_disk().values())
+    assert sum(size for size, _ in seen) == full.bytes
+    assert {total for _, total in seen} == {full.bytes}
     assert len(seen) == fast.chunks == 8
     assert bytes_under(store) == before
 

@@ -18,6 +18,7 @@ from delta.augment import AugmentConfig
 from delta.batch import Batch, Targets, draw, is_coded, make_batch
 from delta.config import Config
 from delta.distributed import ALONE, World
+from delta.errors import DeltaError
 from delta.feature_basis import FeatureBasis, resample_area
 from delta.objective import LossConfig, TargetStatistics
 from delta_cache.basis import TapBasis
@@ -102,6 +103,9 @@ class Feed:
 
     `arrays` names what is read beside image and disparity: "features/block09", "attention/block12". With a `teacher`
     the images alone are read, and it answers for them: the same stream with a teacher in the loop.
+
+    Raises:
+        DeltaError: fewer chunks than shards.
     """
 
     def __init__(
@@ -120,6 +124,12 @@ class Feed:
         self._config, self._batch_size, self._seed = config, batch_size, seed
         self._world, self._teacher = world, teacher
         self._shards = config.shards or world.size
+        chunks = len(np.unique(self._train // store.contract.chunk_samples))
+        if chunks < self._shards:
+            raise DeltaError(
+                f"{chunks} chunks to train on cannot be dealt to {self._shards} processes or shards",
+                "use fewer, or build the cache with a smaller chunk_samples",
+            )
         self._names = ["image"] if teacher else ["image", "disparity", *arrays]
         self._bases = {tap: basis for tap, basis in store.bases.items() if f"features/{tap}" in self._names}
         self._decode: dict[torch.device, dict[str, Callable[[Tensor], Tensor]]] = {}
@@ -204,15 +214,7 @@ class Feed:
             for samples in order:
                 if skip < len(samples):
                     left = samples[skip:]
-                    yield (
-                        left,
-                        [
-                            Task(
-                                chunk=int(chunk), first=int(chunk) * size, samples=np.sort(left[left // size == chunk])
-                            )
-                            for chunk in np.unique(left // size)
-                        ],
-                    )
+                    yield left, [_task(int(chunk), left, size) for chunk in np.unique(left // size)]
                 skip = max(0, skip - len(samples))
 
     def _decoders(self, device: torch.device) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -239,6 +241,10 @@ class Feed:
         """Bring maps to the grid that the store keeps them on, as its build does."""
         keep = "mean" if name.startswith("features/") else "sum"
         return resample_area(maps.float(), self._store.contract.spec(name).shape[-1], keep=keep)
+
+
+def _task(chunk: int, samples: np.ndarray, size: int) -> Task:
+    return Task(chunk=chunk, first=chunk * size, samples=np.sort(samples[samples // size == chunk]))
 
 
 def _on_device(basis: TapBasis, device: torch.device) -> FeatureBasis:

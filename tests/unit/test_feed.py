@@ -14,6 +14,7 @@ import torch
 from delta.augment import NO_AUGMENTATION, AugmentConfig
 from delta.batch import Batch
 from delta.distributed import World
+from delta.errors import DeltaError
 from delta.objective import LossConfig
 from delta_cache.errors import IncompleteStore
 from delta_cache.reader import Store, open_cache
@@ -276,6 +277,11 @@ def test_the_batches_of_two_processes_are_those_of_one_with_two_shards(store, sp
             mine += part.samples.tolist()
     chunks = [{sample // CHUNK for sample in mine[:6]} for mine in seen]
     assert not chunks[0] & chunks[1]  # in an epoch a chunk is read by one process
+
+
+def test_more_shards_than_chunks_are_refused(store, split):
+    with pytest.raises(DeltaError, match="6 chunks to train on cannot be dealt to 7 processes or shards"):
+        Feed(store, split, [], config=FeedConfig(holdout=0.2, shards=7), batch_size=7, seed=0)
 
 
 def test_views_of_a_held_out_photo_are_on_neither_side(compact_store):

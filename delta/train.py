@@ -133,14 +133,12 @@ def _require_finite(state: TrainState, batch: Batch, terms: dict[str, float], no
 @contextmanager
 def _mendable(batch: Batch, config: OptimizerConfig) -> Iterator[None]:
     """Turn what a person can mend in the recipe into a sentence."""
-    from torch._dynamo.exc import TorchDynamoException
-
     try:
         yield
-    except TorchDynamoException as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DeltaError(f"torch.compile failed: {reason}", "set optimizer.compile to false") from error
     except RuntimeError as error:
+        if type(error).__module__.startswith("torch._dynamo"):  # whose import takes a second that most runs can spare
+            reason = str(error).strip().splitlines()[0]
+            raise DeltaError(f"torch.compile failed: {reason}", "set optimizer.compile to false") from error
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         side, images = batch.image.shape[-1], len(batch.samples)

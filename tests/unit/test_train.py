@@ -335,6 +335,19 @@ def test_a_lack_of_memory_says_what_to_lower(error):
     assert all(name in caught.value.hint for name in ("optimizer.accumulate to 2", "batch_size", "size_px", "bfloat16"))
 
 
+def test_a_compiler_that_fails_says_how_to_do_without():
+    from torch._dynamo.exc import InternalTorchDynamoError
+
+    def fail(*_: object) -> None:
+        raise InternalTorchDynamoError("no C++ compiler\nand much more")
+
+    state = start()
+    state.forward.objective.forward = fail
+    with pytest.raises(DeltaError, match=r"^torch.compile failed: no C\+\+ compiler$") as caught:
+        run(state, 1)
+    assert caught.value.hint == "set optimizer.compile to false"
+
+
 def test_another_runtime_error_is_a_bug_and_stays_one():
     state = start()
     state.forward.objective.forward = lambda *_: torch.ones(2) @ torch.ones(3)

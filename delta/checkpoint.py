@@ -1,6 +1,7 @@
 """Students on disk: safetensors with the card as JSON in the header; nothing is ever unpickled."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import safetensors
@@ -17,7 +18,10 @@ WEIGHTS = "student.safetensors"
 
 
 class StudentCard(Config, frozen=True, kw_only=True):
-    """What a student is: its shape, how it was made, and how well it agrees with its teacher on held-out photos."""
+    """What a student is: its shape, how it was made, and how well it agrees with its teacher on held-out photos.
+
+    `recipe` and `contract` (of the store it learned from) are kept whole, as plain data.
+    """
 
     config: StudentConfig
     size_px: int
@@ -26,6 +30,8 @@ class StudentCard(Config, frozen=True, kw_only=True):
     commit: str = ""
     step: int = 0
     agreement: dict[str, float] = {}
+    recipe: dict[str, Any] = {}
+    contract: dict[str, Any] = {}
 
 
 def save_student(path: Path, student: Student, card: StudentCard) -> Path:

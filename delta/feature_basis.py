@@ -36,8 +36,8 @@ class FeatureBasis(Config, frozen=True, kw_only=True):
         coefficients = torch.einsum("kc,bcgh->bkgh", self.axes / self.scale[:, None], centered)
         return coefficients.round().clamp(-LIMIT, LIMIT).to(torch.int8)
 
-    def decode(self, codes: Int8[Tensor, "b k g h"]) -> Float[Tensor, "b c g h"]:
-        """Turn codes back into features, float32."""
+    def decode(self, codes: Int8[Tensor, "b k g h"] | Float[Tensor, "b k g h"]) -> Float[Tensor, "b c g h"]:
+        """Turn codes, or means of several, back into features, float32."""
         values = torch.einsum("kc,bkgh->bcgh", self.axes * self.scale[:, None], codes.float())
         return values + self.mean[:, None, None]
 

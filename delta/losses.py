@@ -27,6 +27,8 @@ SILOG_FLOOR = 1e-8
 SHORTEST_FEATURE = 1e-3
 # A spread below this, or below the rounding of the median, is that of a constant map.
 SMALLEST_SPREAD = 1e-12
+# A disparity this near below the border of two segments counts as on it, and so in the upper, whatever its rounding.
+BORDER_SHARE = 1e-4
 
 Disparity = Float[Tensor, "b h w"]
 Mask = Bool[Tensor, "b h w"]
@@ -69,6 +71,26 @@ def affine_invariant(student: Disparity, teacher: Disparity, valid: Mask | None 
     residual, counted = _normalized_residual(student, teacher, valid)
     error = residual.abs().flatten(1)
     return _mean(error, _without_worst(error.detach(), counted.flatten(1), trim)).mean()
+
+
+@_in_full_precision
+def hierarchical(
+    student: Disparity, teacher: Disparity, valid: Mask | None = None, *, segments: Sequence[int] = (1, 2, 4)
+) -> Scalar:
+    """Average |N(S) - N(T)| with N taken inside each of 1, 2 and 4 equal ranges of the teacher's disparity.
+
+    The mean over the three partitions of the mean over an image's pixels (hierarchical normalization, Zhang et al.,
+    2022, by depth range; Distill-Any-Depth). A segment in which either map is constant is left out.
+    """
+    student, teacher, counted = _masked(student, teacher, valid)
+    place = _place_in_range(teacher, counted)
+    levels = []
+    for parts in segments:
+        segment = (place * parts + BORDER_SHARE).floor().clamp(max=parts - 1)
+        pairs = [_normalized_residual(student, teacher, (counted > 0) & (segment == part)) for part in range(parts)]
+        error = torch.stack([residual.abs().sum(dim=(1, 2)) for residual, _ in pairs]).sum(dim=0)
+        levels.append(error / torch.stack([kept.sum(dim=(1, 2)) for _, kept in pairs]).sum(dim=0).clamp(min=1))
+    return torch.stack(levels).mean()
 
 
 @_in_full_precision
@@ -139,7 +161,8 @@ def feature_l1(
 ) -> Scalar:
     """Sum over the pairs the L1 distance of projected student features to the teacher's, as the seed does.
 
-    `weight` says how much an image counts, here and in the other feature terms; at 0 the teacher's values are not read.
+    `weight` says how much an image counts, here and in the other feature terms: its loss is multiplied by it before the
+    mean over the images is taken. At 0 the teacher's values are not read.
     """
     pairs = zip(student_features, teacher_features, strict=True)
     distances = [(ours - _used(theirs, weight)).abs().mean(dim=(1, 2, 3)) for ours, theirs in pairs]
@@ -182,6 +205,34 @@ def attention_transfer(
     return _weighted_mean((ours - theirs).square().sum(dim=1), weight)
 
 
+@_in_full_precision
+def relational(
+    student: Float[Tensor, "b _ h w"], target: Float[Tensor, "b _ h w"], weight: PerImage | None = None
+) -> Scalar:
+    """Average the squared gap between the cosine similarities of all pairs of locations; widths may differ.
+
+    Pair-wise distillation of Liu et al., "Structured knowledge distillation for semantic segmentation", 2019.
+    """
+    ours, theirs = _similarities(student), _similarities(_used(target, weight))
+    return _weighted_mean((ours - theirs).square().mean(dim=(1, 2)), weight)
+
+
+@_in_full_precision
+def cls_attention(
+    logits: Float[Tensor, "b heads h w"], attention: Float[Tensor, "b heads h w"], weight: PerImage | None = None
+) -> Scalar:
+    """Average KL(teacher || student) over the heads of the CLS token's attention to the locations.
+
+    The student's is the softmax of `logits`; the teacher's is made to sum to 1 over the locations that are left of the
+    view. A head without any attention there counts as 0.
+    """
+    target = _used(attention, weight).clamp(min=0).flatten(2)
+    mass = target.sum(dim=2, keepdim=True)
+    target = target / mass.where(mass > 0, 1)
+    divergence = (torch.xlogy(target, target) - target * logits.flatten(2).log_softmax(dim=2)).sum(dim=2)
+    return _weighted_mean(divergence.mean(dim=1), weight)
+
+
 def _masked(student: Tensor, teacher: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return both maps, zero under the mask so that nothing there reaches value or gradient, and the mask as 0 and 1.
 
@@ -205,6 +256,13 @@ def _normalized_residual(student: Tensor, teacher: Tensor, valid: Tensor | None)
     theirs, theirs_varies = _normalized(teacher, counted)
     counted = counted * (ours_varies & theirs_varies)[:, None, None]
     return (ours - theirs) * counted, counted
+
+
+def _place_in_range(disparity: Disparity, counted: Disparity) -> Disparity:
+    """Say where each counted value lies between its image's lowest and highest, 0 to 1; 0 where nothing counts."""
+    low = disparity.where(counted > 0, torch.inf).amin(dim=(1, 2), keepdim=True)
+    span = disparity.where(counted > 0, -torch.inf).amax(dim=(1, 2), keepdim=True) - low
+    return ((disparity - low) / span.where(span > 0, 1)).where(counted > 0, 0)
 
 
 def _normalized(disparity: Disparity, counted: Disparity) -> tuple[Disparity, Bool[Tensor, " b"]]:
@@ -256,8 +314,10 @@ def _used(target: Tensor, weight: Tensor | None) -> Tensor:
     return target if weight is None else target.where(weight[:, None, None, None] > 0, 0)
 
 
+def _similarities(features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n n"]:
+    directions = functional.normalize(features.flatten(2), dim=1, eps=SHORTEST_FEATURE)
+    return directions.transpose(1, 2) @ directions
+
+
 def _weighted_mean(per_image: PerImage, weight: PerImage | None) -> Scalar:
-    if weight is None:
-        return per_image.mean()
-    total = weight.sum()
-    return (per_image * weight).sum() / total.where(total > 0, 1)
+    return per_image.mean() if weight is None else (per_image * weight).mean()

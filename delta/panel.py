@@ -83,7 +83,9 @@ def attention_colors(attention: Float[np.ndarray, "heads h w"]) -> UInt8[np.ndar
     return _to_u8(mixed * weights.max(axis=0)[..., None])
 
 
-def loss_curve(steps: Sequence[float], series: Mapping[str, Sequence[float]], path: Path) -> Path:
+def loss_curve(
+    steps: Sequence[float], series: Mapping[str, Sequence[float]], path: Path, *, ylabel: str = "loss"
+) -> Path:
     """Draw each series over the steps, on a log scale where every value is positive, and return `path`.
 
     A long series is drawn thin, with its running median bold. Values that are not finite leave a gap.
@@ -97,7 +99,7 @@ def loss_curve(steps: Sequence[float], series: Mapping[str, Sequence[float]], pa
     for index, (name, values) in enumerate(series.items()):
         _draw_series(axes, steps, values, name, LINE_COLORS[index % len(LINE_COLORS)])
     _set_scale(axes, np.concatenate([np.asarray(values, dtype=float) for values in series.values()]))
-    _style_axes(axes)
+    _style_axes(axes, ylabel)
     with write_aside(path) as aside:
         figure.savefig(aside)
     return path
@@ -212,9 +214,9 @@ def _set_scale(axes: Any, values: Float[np.ndarray, " n"]) -> None:
     axes.yaxis.set_minor_locator(ticker.NullLocator())
 
 
-def _style_axes(axes: Any) -> None:
+def _style_axes(axes: Any, ylabel: str) -> None:
     axes.set_xlabel("step", color=INK)
-    axes.set_ylabel("loss", color=INK)
+    axes.set_ylabel(ylabel, color=INK)
     axes.grid(True, color="#d8dee4", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

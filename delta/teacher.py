@@ -92,7 +92,8 @@ def load_teacher(
             f"there is no teacher at {name}",
             f"name a folder in hub layout, a Delta run, or a hub id such as {DEFAULT_TEACHER}",
         )
-    return DepthAnythingTeacher(name, taps=taps, precision=precision, compiled=compiled, device=device)
+    model = _load_depth_anything(name)
+    return DepthAnythingTeacher(name, model, taps=taps, precision=precision, compiled=compiled, device=device)
 
 
 class DepthAnythingTeacher:
@@ -101,9 +102,16 @@ class DepthAnythingTeacher:
     side_multiple = 14
 
     def __init__(
-        self, name: str, *, taps: tuple[int, ...], precision: Precision, compiled: bool, device: torch.device
+        self,
+        name: str,
+        model: Any,
+        *,
+        taps: tuple[int, ...],
+        precision: Precision,
+        compiled: bool = False,
+        device: torch.device,
     ) -> None:
-        model = _load_depth_anything(name).eval().requires_grad_(False)
+        model = model.eval().requires_grad_(False)
         weights_sha256 = digest_weights(model.state_dict())
         self._model = model.to(device)
         self._forward = torch.compile(self._answer) if compiled else self._answer
@@ -188,9 +196,7 @@ class StudentTeacher:
         """Answer for a batch; sides must be multiples of 64. A student has no CLS token, so no attention."""
         with _autocast(self._device, self._precision):
             disparity, levels = self._student.forward_with_features(image.to(self._device, torch.float32))
-        features = {
-            f"stride{stride:02d}": level.float() for stride, level in zip((4, 8, 16, 32), levels[1:], strict=True)
-        }
+        features = {f"stride{stride:02d}": level.float() for stride, level in levels.items() if stride > 2}
         return TeacherOutput(disparity=disparity.float().clamp(min=0), features=features, attention={})
 
 

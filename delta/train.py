@@ -1,115 +1,59 @@
 """The training loop: `fit(state, batches, config)` yields a report a step. It does not know where batches come from.
 
 Everything random was decided when the batches were made, and the learning rate is a function of the step alone, so a
-run resumed from `save_state` goes on as if it had never stopped.
+run resumed from `TrainState.save` goes on as if it had never stopped.
 """
 
 import itertools
 import math
+import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Annotated, Literal, cast
+from contextlib import contextmanager, nullcontext
 
 import torch
-from msgspec import Meta
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from timm.scheduler.cosine_lr import CosineLRScheduler
-from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from delta.batch import Batch
-from delta.checkpoint import flatten_state, unflatten_state
 from delta.config import Config
+from delta.distributed import gather, mean_between
 from delta.errors import DeltaError
-from delta.files import write_aside
-from delta.objective import Objective
-from delta.student import Student
+from delta.optimizer import OptimizerConfig
+from delta.train_state import TrainState
 
-
-class OptimizerConfig(Config, frozen=True, kw_only=True):
-    """AdamW in two groups (encoder; decoder and projectors), warm-up and cosine, clipping, EMA, autocast.
-
-    `ema_decay` is reached by timm's warm-up; 0 keeps no average. `precision` is that of the forward pass; losses are
-    always float32.
-    """
-
-    lr_encoder: Annotated[float, Meta(gt=0)] = 1e-3
-    lr_decoder: Annotated[float, Meta(gt=0)] = 1e-3
-    lr_final: Annotated[float, Meta(ge=0)] = 1e-6
-    weight_decay: Annotated[float, Meta(ge=0)] = 0.05
-    warmup: Annotated[float, Meta(ge=0, lt=1)] = 0.04
-    clip_norm: Annotated[float, Meta(gt=0)] = 1.0
-    ema_decay: Annotated[float, Meta(ge=0, lt=1)] = 0.998
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+SMALLEST_LOSS_SCALE = 1.0  # fp16 gradients that overflow even unscaled are not a matter of scale
 
 
 class StepReport(Config, frozen=True, kw_only=True):
-    """One step's numbers: 1-based `step`, loss terms, gradient norm before clipping, decoder learning rate."""
+    """One step's numbers: 1-based `step`, loss terms, gradient norm before clipping, decoder learning rate.
+
+    The terms are means over all processes. `step_s` is the time from the end of the step before, `wait_s` the part of
+    it spent waiting for the batch; `images` those of all processes.
+    """
 
     step: int
     terms: dict[str, float]
     grad_norm: float
     learning_rate: float
+    images: int
+    step_s: float
+    wait_s: float
 
 
-class TrainState:
-    """What a run carries from step to step: student, objective, optimizer, average, step."""
+class NotFinite(DeltaError):
+    """Loss or gradient is not a number; `samples` are the sample numbers of the batch, of all processes."""
 
-    def __init__(self, student: Student, objective: Objective, config: OptimizerConfig, device: torch.device) -> None:
-        layout = torch.channels_last
-        self.student = student.to(device, memory_format=layout)  # pyright: ignore[reportCallIssue]
-        self.objective = objective.to(device)
-        self.optimizer = torch.optim.AdamW(_parameter_groups(self.student, self.objective, config))
-        self.average = ModelEmaV3(student, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
-        self.device = device
-        self.step = 0
-
-    @property
-    def best_student(self) -> Student:
-        """The averaged student, or the student itself where no average is kept."""
-        return cast(Student, self.average.module) if self.average else self.student
-
-    def save(self, path: Path) -> None:
-        """Write everything a resumed run needs to one safetensors file, aside first."""
-        tensors = {"step": torch.tensor(self.step)}
-        tensors |= flatten_state("student", self.student.state_dict())
-        tensors |= flatten_state("objective", self.objective.state_dict())
-        if self.average:
-            tensors |= flatten_state("average", self.average.module.state_dict())
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= flatten_state(f"optimizer.{index}", moments)
-        with write_aside(path) as aside:
-            save_file(tensors, aside)
-
-    def load(self, path: Path) -> None:
-        """Restore what `save` wrote.
-
-        Raises:
-            DeltaError: the file is damaged.
-        """
-        try:
-            tensors = load_file(path)
-        except SafetensorError as error:
-            raise DeltaError(f"{path} is damaged: {error}", "delete it to train from the start") from error
-        self.student.load_state_dict(unflatten_state("student", tensors))
-        self.objective.load_state_dict(unflatten_state("objective", tensors))
-        if self.average:
-            self.average.module.load_state_dict(unflatten_state("average", tensors))
-        fresh = self.optimizer.state_dict()
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in unflatten_state("optimizer", tensors).items():
-            index, key = name.split(".")
-            moments.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict({"state": moments, "param_groups": fresh["param_groups"]})
-        self.step = int(tensors["step"])
+    def __init__(self, message: str, hint: str, *, step: int, samples: list[int]) -> None:
+        super().__init__(message, hint)
+        self.step, self.samples = step, samples
 
 
 def fit(state: TrainState, batches: Iterable[Batch], config: OptimizerConfig, total_steps: int) -> Iterator[StepReport]:
     """Train until `total_steps`, taking a batch a step and yielding its report; `state` moves on in place.
 
     Raises:
-        DeltaError: loss or gradient is no longer finite; `state` still holds the last good step's weights.
+        NotFinite: loss or gradient is no longer finite; `state` still holds the last good step's weights.
+        DeltaError: the memory does not suffice, or torch.compile fails.
     """
     schedule = CosineLRScheduler(
         state.optimizer,
@@ -120,54 +64,87 @@ def fit(state: TrainState, batches: Iterable[Batch], config: OptimizerConfig, to
         t_in_epochs=False,
     )
     state.student.train()
-    for batch in itertools.islice(batches, max(0, total_steps - state.step)):
+    stream = itertools.islice(batches, max(0, total_steps - state.step))
+    while True:
+        start = time.perf_counter()
+        batch = next(stream, None)
+        if batch is None:
+            return
+        waited = time.perf_counter()
         schedule.step_update(state.step)
-        yield _step(state, batch, config)
+        with _mendable(batch, config):
+            terms, norm = _step(state, batch, config)
+        yield StepReport(
+            step=state.step,
+            terms=terms,
+            grad_norm=norm,
+            learning_rate=state.optimizer.param_groups[-1]["lr"],
+            images=len(batch.samples) * state.world.size,
+            step_s=time.perf_counter() - start,
+            wait_s=waited - start,
+        )
 
 
-def _step(state: TrainState, batch: Batch, config: OptimizerConfig) -> StepReport:
-    image = batch.image.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(state.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        disparity, levels = state.student.forward_with_features(image)
-        terms = state.objective(disparity.float(), levels, batch)
-    loss = terms["total"]
-    _require_finite("loss", loss, state.step + 1, terms)
+def _step(state: TrainState, batch: Batch, config: OptimizerConfig) -> tuple[dict[str, float], float]:
     state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    terms = _backward(state, batch, config)
+    state.scaler.unscale_(state.optimizer)
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-    _require_finite("gradient", norm, state.step + 1, terms)
-    state.optimizer.step()
+    # one transfer from the device a step
+    *values, norm_value = torch.cat([mean_between(torch.stack([*terms.values()]), state.world), norm[None]]).tolist()
+    numbers = dict(zip(terms, values, strict=True))
+    _require_finite(state, batch, numbers, norm_value)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
     state.step += 1
-    if state.average:
+    if state.average and math.isfinite(norm_value):
         state.average.update(state.student, step=state.step)
-    return StepReport(
-        step=state.step,
-        terms={name: value.item() for name, value in terms.items()},
-        grad_norm=norm.item(),
-        learning_rate=state.optimizer.param_groups[-1]["lr"],
-    )
+    return numbers, norm_value
 
 
-def _require_finite(what: str, value: Tensor, step: int, terms: dict[str, Tensor]) -> None:
-    if torch.isfinite(value):
-        return
-    values = ", ".join(f"{name} {term.item():.3g}" for name, term in terms.items())
-    raise DeltaError(
-        f"the {what} is not finite at step {step}: {values}",
+def _backward(state: TrainState, batch: Batch, config: OptimizerConfig) -> dict[str, Tensor]:
+    """Add up the gradients of the batch's parts; return their mean terms."""
+    sums: dict[str, Tensor] = {}
+    parts = batch.split(config.accumulate)
+    for index, part in enumerate(parts):
+        with state.gradients_kept_apart() if index + 1 < len(parts) else nullcontext():
+            terms = state.forward(part)
+            state.scaler.scale(terms["total"] / len(parts)).backward()
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0) + value.detach().float() / len(parts)
+    return sums
+
+
+def _require_finite(state: TrainState, batch: Batch, terms: dict[str, float], norm: float) -> None:
+    overflow = state.scaler.is_enabled() and state.scaler.get_scale() > SMALLEST_LOSS_SCALE
+    what = "loss" if not math.isfinite(terms["total"]) else "gradient"
+    if what == "gradient" and (math.isfinite(norm) or overflow):
+        return  # an fp16 gradient out of range skips its step and lowers the scale
+    values = ", ".join(f"{name} {value:.3g}" for name, value in terms.items())
+    raise NotFinite(
+        f"the {what} is not finite at step {state.step + 1}: {values}",
         "lower the learning rates, or set optimizer.precision to float32; the last checkpoint is kept",
+        step=state.step + 1,
+        samples=gather(batch.samples, state.world).tolist(),
     )
 
 
-def _parameter_groups(student: Student, objective: Objective, config: OptimizerConfig) -> list[dict[str, object]]:
-    """Four groups: encoder and the rest, each with and without weight decay (none on norms and biases)."""
-    rest = nn.ModuleList([student.decoder, objective])
-    groups = []
-    for module, rate in ((student.encoder, config.lr_encoder), (rest, config.lr_decoder)):
-        parameters = [p for p in module.parameters() if p.requires_grad]
-        for decay, chosen in (
-            (config.weight_decay, [p for p in parameters if p.ndim > 1]),
-            (0.0, [p for p in parameters if p.ndim <= 1]),
-        ):
-            groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
-    return groups
+@contextmanager
+def _mendable(batch: Batch, config: OptimizerConfig) -> Iterator[None]:
+    """Turn what a person can mend in the recipe into a sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error).__module__.startswith("torch._dynamo"):  # whose import takes a second that most runs can spare
+            reason = str(error).strip().splitlines()[0]
+            raise DeltaError(f"torch.compile failed: {reason}", "set optimizer.compile to false") from error
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        side, images = batch.image.shape[-1], len(batch.samples)
+        where = "GPU" if batch.image.device.type == "cuda" else "machine"
+        raise DeltaError(
+            f"the {where} ran out of memory on {images} images of {side} px in {config.accumulate} part(s)",
+            f"raise optimizer.accumulate to {2 * config.accumulate} (the same step in smaller parts), or lower"
+            " batch_size or size_px; on a GPU optimizer.precision=bfloat16 needs about half",
+        ) from error

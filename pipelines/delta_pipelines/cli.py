@@ -11,9 +11,11 @@ from typing import Annotated
 import typer
 
 from delta import __version__
+from delta_pipelines import cli_train
 from delta_pipelines.cli_bench import bench
-from delta_pipelines.cli_cache import Store, cache
-from delta_pipelines.options import Device, Json, Overrides, Teacher
+from delta_pipelines.cli_cache import cache
+from delta_pipelines.cli_train import Run
+from delta_pipelines.options import Device, Json, Teacher
 
 app = typer.Typer(
     name="delta",
@@ -24,32 +26,11 @@ app = typer.Typer(
 )
 app.add_typer(cache, name="cache")
 app.add_typer(bench, name="bench")
+cli_train.register(app)
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 INTERRUPTED = 130
 MENDABLE = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
-
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the training run.")]
-
-
-@app.command()
-def train(
-    store: Store,
-    run: Run,
-    recipe: Annotated[str, typer.Option(help="TOML file, or a shipped recipe: student, seed.")] = "student",
-    overrides: Overrides = None,
-    device: Device = "auto",
-) -> None:
-    """Train a student from a store alone. Run again to resume."""
-    from delta.device import choose_device
-    from delta_pipelines import report
-    from delta_pipelines.distill import TrainRecipe, distill
-    from delta_pipelines.recipe import load_recipe
-
-    settings = load_recipe(TrainRecipe, recipe, overrides or [])
-    with report.training_progress() as watcher:
-        summary = distill(settings, store, run, device=choose_device(device), watcher=watcher)
-    report.training_done(run, summary)
 
 
 @app.command()

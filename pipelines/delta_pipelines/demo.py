@@ -20,14 +20,15 @@ from delta.panel import save_picture, side_by_side
 from delta.predict import DepthPredictor, normalize_for_display
 from delta.teacher import DEFAULT_TEACHER, Teacher, load_teacher, teacher_name
 from delta_cache.reader import Store
-from delta_pipelines import console, provenance, report, report_cache
+from delta_pipelines import console, provenance, report, report_cache, report_train
 from delta_pipelines.build_cache import build_cache, plan_store
 from delta_pipelines.cache_recipe import CacheRecipe
-from delta_pipelines.distill import Summary, TrainRecipe, distill
+from delta_pipelines.distill import Summary, distill
 from delta_pipelines.export_model import export_model, verify_model
 from delta_pipelines.feed import read_samples, split_store
 from delta_pipelines.holdout import load_holdout
 from delta_pipelines.recipe import load_recipe
+from delta_pipelines.train_recipe import TrainRecipe
 
 PHOTOS_AT_MOST = 60
 SAMPLES_SEEN = 360
@@ -86,9 +87,9 @@ def run_demo(out: Path, photos: Path | None, teacher: str | None, device: torch.
         place = out / _key(cache_recipe, train_recipe, folder, loaded, device)
     with watch.stage("cache the teacher's answers"), report_cache.building("store.zarr") as watcher:
         store = build_cache(cache_recipe, folder, place / "store.zarr", loaded, device=device, watcher=watcher)
-    with watch.stage("train the student from the cache"), report.training_progress() as watcher:
+    with watch.stage("train the student from the cache"), report_train.training_progress() as watcher:
         train_recipe = _scale(train_recipe, store)
-        summary = distill(train_recipe, store.url, place / "run", device=device, watcher=watcher)
+        summary = distill(train_recipe, store.url, place / "run", device=device, watcher=watcher, recipe_name="demo")
     with watch.stage("export to ONNX and verify"):
         export_model(place / "run", place / "model.onnx", folder)
         verify_model(place / "model.onnx", place / "run", folder).require()

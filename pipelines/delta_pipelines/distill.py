@@ -1,57 +1,43 @@
-"""Stage 2: store -> run. The student learns from the cache alone; the teacher is never loaded here."""
+"""Stage 2: store -> run. The student learns from the cache; a teacher is handed in only where the feed is live."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import cast
 
 import msgspec
 import torch
-from msgspec import Meta
 
-from delta import bundled, hub
-from delta.batch import AugmentConfig, Batch
+from delta import bundled
+from delta.batch import Batch
 from delta.checkpoint import WEIGHTS, StudentCard, load_student, save_student
 from delta.config import Config
+from delta.distributed import ALONE, World, broadcast, wait_for_all
+from delta.encoder import HubUnreachable, load_encoder_weights
 from delta.errors import DeltaError
 from delta.metrics import Agreement
-from delta.objective import LossConfig, Objective
-from delta.student import SIDE_MULTIPLE, Student, StudentConfig, build_student
-from delta.train import OptimizerConfig, StepReport, TrainState, fit
+from delta.objective import Objective, TargetStatistics
+from delta.student import Student, StudentConfig, build_student
+from delta.train import NotFinite, StepReport, fit
+from delta.train_state import TrainState, read_metadata
 from delta_cache.reader import Store, open_cache
 from delta_pipelines import provenance
-from delta_pipelines.feed import Feed, FeedConfig, Split, measure_targets, split_store
+from delta_pipelines.feed import Feed, Split, TeacherCall, measure_targets, split_store
 from delta_pipelines.holdout import Holdout, load_holdout
-from delta_pipelines.run_folder import STATE, Journal, RunIdentity, claim, draw_losses
-
-SidePx = Annotated[int, Meta(ge=SIDE_MULTIPLE, multiple_of=SIDE_MULTIPLE)]
-CADENCE = ("checkpoint_steps", "evaluate_steps")
-
-
-class TrainRecipe(Config, frozen=True, kw_only=True):
-    """Everything a training run can be told; see recipes/student.toml and recipes/seed.toml.
-
-    `size_schedule` lists [share of the steps, side in px]: from that share on, crops have that side; empty trains at
-    `size_px` throughout. `init` starts from a run, a checkpoint or the "bundled" student; else `pretrained` starts the
-    encoder from ImageNet weights where the hub can be reached. `checkpoint_steps` and `evaluate_steps` are no part of
-    a run's identity: they say when to save, and at which steps the best student is looked for.
-    """
-
-    student: StudentConfig
-    init: str = ""
-    pretrained: bool
-    size_px: SidePx
-    size_schedule: tuple[tuple[float, SidePx], ...] = ()
-    epochs: Annotated[float, Meta(gt=0)]
-    batch_size: Annotated[int, Meta(ge=2)]
-    seed: Annotated[int, Meta(ge=0)] = 0
-    optimizer: OptimizerConfig
-    loss: LossConfig
-    augment: AugmentConfig
-    feed: FeedConfig
-    checkpoint_steps: Annotated[int, Meta(ge=1)] = 200
-    evaluate_steps: Annotated[int, Meta(ge=1)] = 200
+from delta_pipelines.run_folder import (
+    STATE,
+    Journal,
+    RunIdentity,
+    claim,
+    draw_losses,
+    hold,
+    require_same,
+    write_not_finite,
+)
+from delta_pipelines.run_report import write_run_report
+from delta_pipelines.train_recipe import TrainRecipe
 
 
 class Watcher(Config, frozen=True, kw_only=True):
@@ -72,140 +58,251 @@ class Summary(Config, frozen=True, kw_only=True):
 
 
 def distill(
-    recipe: TrainRecipe, store_path: str | Path, run: Path, *, device: torch.device, watcher: Watcher | None = None
+    recipe: TrainRecipe,
+    store_path: str | Path,
+    run: Path,
+    *,
+    device: torch.device,
+    watcher: Watcher | None = None,
+    world: World = ALONE,
+    recipe_name: str = "",
+    teacher: TeacherCall | None = None,
 ) -> Summary:
     """Train a student on a complete store into the folder `run`, or resume the run that is there.
 
     Writes `student.safetensors` (the weights that agreed best with the teacher on held-out photos), `state.safetensors`
-    (to resume), `metrics.jsonl`, TensorBoard events, `samples.png` and `loss.png`.
+    (to resume), `metrics.jsonl`, TensorBoard events, `samples.png`, `loss.png` and `report.md`. `teacher` answers for
+    the images where the recipe's feed is live.
 
     Raises:
-        DeltaError: `run` holds a run of another recipe or store, or the loss is no longer finite.
+        DeltaError: `run` holds a run of another recipe or store, or another process trains there, or the recipe does
+            not fit student or store.
+        NotFinite: the loss is no longer finite; the batch's samples are in `not_finite.json`.
         CacheError: the store is missing or incomplete.
     """
-    watcher = watcher or Watcher()
+    recipe.require_parts(world.size)
     store = open_cache(store_path)
-    identity = identify(recipe, store)
-    claim(run, identity)
-    split = split_store(store, recipe.feed)
-    total = max(1, round(recipe.epochs * len(split.train) / recipe.batch_size))
-    state = _start(recipe, store, split, device, watcher)
-    if (run / STATE).is_file():
-        state.load(run / STATE)
-        watcher.say(f"resuming at step {state.step} of {total}")
-    holdout = load_holdout(store, split, recipe.size_px)
-    steps = fit(state, _batches(recipe, store, split, state, total), recipe.optimizer, total)
-    with Journal(run, state.step) as journal:
-        for report in steps:
-            journal.step(report)
-            watcher.step(report, total)
-            if report.step == total or report.step % recipe.evaluate_steps == 0:
-                agreement = holdout.measure(state.best_student, state.device)
-                journal.evaluation(report.step, agreement)
-                watcher.evaluation(report.step, agreement)
-                _keep_best(run / WEIGHTS, state, _card(recipe, identity, state.step, agreement))
-            if report.step == total or report.step % recipe.checkpoint_steps == 0:
-                state.save(run / STATE)
-    return _finish(run, holdout, state)
+    identity = identify(recipe, store, world, recipe_name)
+    with hold(run) if world.leads else nullcontext():
+        if world.leads:
+            claim(run, identity)
+        wait_for_all(world)
+        job = _Run(
+            recipe, store, run, identity, device, world, (watcher if world.leads else None) or Watcher(), teacher
+        )
+        job.train()
+        return job.finish()
 
 
-def identify(recipe: TrainRecipe, store: Store) -> RunIdentity:
+def identify(recipe: TrainRecipe, store: Store, world: World = ALONE, recipe_name: str = "") -> RunIdentity:
     """Work out what decides the weights of a run of `recipe` on `store`."""
-    decisive = json.loads(msgspec.json.encode(recipe))
-    for key in CADENCE:
-        del decisive[key]
-    init = _initial_weights(recipe)
-    init_sha256 = hashlib.sha256(init.read_bytes()).hexdigest() if init and init.is_file() else ""
+    decisive, contract = recipe.decisive(), store.contract
+    start = _initial_weights(recipe)
+    init_sha256 = hashlib.sha256(start.read_bytes()).hexdigest() if start and start.is_file() else ""
+    parts = [decisive, init_sha256, contract.fingerprint, *([world.size] if world.size > 1 else [])]
     return RunIdentity(
-        fingerprint=provenance.fingerprint(decisive, init_sha256, store.contract.fingerprint),
+        fingerprint=provenance.fingerprint(*parts),
         recipe=decisive,
         init_sha256=init_sha256,
-        store=store.contract.fingerprint,
-        teacher=store.teacher,
+        store=contract.fingerprint,
+        teacher=store.teacher["name"],
+        contract=json.loads(msgspec.json.encode(contract)),
+        processes=world.size,
+        recipe_name=recipe_name,
+        steps=count_steps(recipe, split_store(store, recipe.feed), world),
     )
 
 
-def _finish(run: Path, holdout: Holdout, state: TrainState) -> Summary:
-    student, card = load_student(run)
-    holdout.draw(run / "samples.png", student)
-    draw_losses(run)
-    return Summary(
-        student=holdout.measure(student, torch.device("cpu")),
-        mean_map=holdout.baseline(),
-        best_step=card.step,
-        steps=state.step,
-    )
+def count_steps(recipe: TrainRecipe, split: Split, world: World = ALONE) -> int:
+    """Steps of a run: its epochs over the batches of all processes."""
+    return max(1, round(recipe.epochs * len(split.train) / (recipe.batch_size * world.size)))
 
 
-def _start(recipe: TrainRecipe, store: Store, split: Split, device: torch.device, watcher: Watcher) -> TrainState:
+class _Run:
+    """One run in this process: what is built once, and what is done at each step."""
+
+    def __init__(
+        self,
+        recipe: TrainRecipe,
+        store: Store,
+        run: Path,
+        identity: RunIdentity,
+        device: torch.device,
+        world: World,
+        watcher: Watcher,
+        teacher: TeacherCall | None,
+    ) -> None:
+        self.recipe, self.run, self.identity, self.watcher = recipe, run, identity, watcher
+        self.world, self.total, self.teacher = world, identity.steps, teacher
+        split = split_store(store, recipe.feed)
+        self.state = start_state(recipe, store, split, device, world, watcher.say)
+        self._resume()
+        self.feed = Feed(
+            store,
+            split,
+            self.state.objective.arrays,
+            config=recipe.feed,
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            world=world,
+            teacher=teacher if recipe.feed.live else None,
+        )
+        self.photos, self.teacher_name = store.photos, store.teacher["name"]
+        self.holdout: Holdout | None = load_holdout(store, split, recipe.size_px) if world.leads else None
+
+    def train(self) -> None:
+        recipe, state = self.recipe, self.state
+        with closing(self._batches()) as batches:
+            steps = fit(state, batches, recipe.optimizer, self.total)
+            if self.holdout is None:
+                for _ in steps:
+                    pass
+                return
+            with Journal(self.run, state.step) as journal:
+                try:
+                    for report in steps:
+                        self._after(report, journal, self.holdout)
+                except NotFinite as error:
+                    path = write_not_finite(self.run, error, [self._photo(sample) for sample in error.samples])
+                    self.watcher.say(f"the samples of that batch are in {path}")
+                    raise
+                finally:
+                    journal.close_speed()
+
+    def finish(self) -> Summary:
+        """Draw, report and sum up, in the process that leads; the others are told."""
+        return cast(Summary, broadcast(self._sum_up(self.holdout) if self.holdout else None, self.world))
+
+    def _sum_up(self, holdout: Holdout) -> Summary:
+        student, card = load_student(self.run)
+        holdout.draw(self.run / "samples.png", student)
+        draw_losses(self.run)
+        mean_map = holdout.baseline()
+        write_run_report(self.run, msgspec.to_builtins(mean_map))
+        return Summary(
+            student=holdout.measure(student, torch.device("cpu")),
+            mean_map=mean_map,
+            best_step=card.step,
+            steps=self.state.step,
+        )
+
+    def _after(self, report: StepReport, journal: Journal, holdout: Holdout) -> None:
+        journal.step(report)
+        self.watcher.step(report, self.total)
+        state, last = self.state, report.step == self.total
+        if last or report.step % self.recipe.evaluate_steps == 0:
+            agreement = holdout.measure(state.best_student, state.device)
+            journal.evaluation(report.step, agreement)
+            journal.picture(report.step, "holdout/samples", holdout.panel(state.best_student, state.device))
+            self.watcher.evaluation(report.step, agreement)
+            self._keep_best(agreement)
+        if last or report.step % self.recipe.checkpoint_steps == 0:
+            state.save(self.run / STATE, {"run": msgspec.json.encode(self.identity).decode()})
+
+    def _resume(self) -> None:
+        path = self.run / STATE
+        if not path.is_file():
+            return
+        require_same(path, read_metadata(path), self.identity)
+        self.state.load(path)
+        self.watcher.say(f"resuming at step {self.state.step} of {self.total}")
+
+    def _batches(self) -> Generator[Batch, None, None]:
+        recipe = self.recipe
+        return self.feed.batches(
+            self.state.step, recipe.augment, lambda step: recipe.size_at(step, self.total), self.state.device
+        )
+
+    def _keep_best(self, agreement: Agreement) -> None:
+        """Keep the student whose delta1 against the teacher on held-out photos is the highest so far."""
+        path, student = self.run / WEIGHTS, self.state.best_student
+        if path.is_file() and load_student(path)[1].agreement["delta1"] >= agreement.delta1:
+            return
+        save_student(
+            path,
+            student,
+            StudentCard(
+                config=student.config,
+                size_px=self.recipe.size_px,
+                teacher=self.teacher_name,
+                fingerprint=self.identity.fingerprint,
+                commit=provenance.commit(),
+                step=self.state.step,
+                agreement=msgspec.to_builtins(agreement),
+                recipe=self.identity.recipe,
+                contract=self.identity.contract,
+            ),
+        )
+
+    def _photo(self, sample: int) -> str:
+        return self.photos[sample % len(self.photos)].path
+
+
+def start_state(
+    recipe: TrainRecipe,
+    store: Store,
+    split: Split,
+    device: torch.device,
+    world: World = ALONE,
+    say: Callable[[str], None] = lambda text: None,
+    statistics: TargetStatistics | None = None,
+) -> TrainState:
+    """Build student, objective and optimizer as they stand before the first step.
+
+    `statistics` stand in for the store's where the targets are another teacher's.
+
+    Raises:
+        DeltaError: the recipe does not fit the store, or the weights it starts from.
+    """
     torch.manual_seed(recipe.seed)
-    student = _build(recipe, watcher)
-    statistics = measure_targets(store, split, with_features=recipe.loss.uses_features)
-    return TrainState(student, Objective(recipe.loss, student.channels, statistics), recipe.optimizer, device)
+    student = _build(recipe, say)
+    torch.manual_seed(recipe.seed)  # whatever weights were loaded, the projectors start alike
+    objective = Objective(recipe.loss, student.channels, statistics or measure_targets(store, split, recipe.loss))
+    return TrainState(student, objective, recipe.optimizer, device, world)
 
 
-def _build(recipe: TrainRecipe, watcher: Watcher) -> Student:
+def _build(recipe: TrainRecipe, say: Callable[[str], None]) -> Student:
     init = _initial_weights(recipe)
-    if init:
-        return _load_initial(recipe, init, watcher)
-    if not recipe.pretrained:
-        watcher.say("training starts from scratch (the recipe asks for no ImageNet weights)")
-        return build_student(recipe.student)
+    if init and recipe.init:
+        return _load_initial(recipe, init, say)
+    student, source = build_student(recipe.student), recipe.student.encoder_weights
     try:
-        with hub.without_waiting():
-            student = build_student(recipe.student, pretrained=True)
-    except (OSError, RuntimeError) as error:
-        reason = type(error).__name__
-        watcher.say(f"the hub cannot be reached for ImageNet weights ({reason}): training starts from scratch")
-        return build_student(recipe.student)
-    watcher.say(f"encoder {recipe.student.encoder} starts from ImageNet weights")
+        load_encoder_weights(student.encoder, recipe.student.encoder, source)
+    except HubUnreachable as error:
+        say(f"{error}: training starts from scratch, and the student's card says so")
+        source = "none"
+        student.config = msgspec.structs.replace(recipe.student, encoder_weights=source)
+    if source == "none":
+        say("the encoder starts from scratch")
+    else:
+        say(f"the encoder {recipe.student.encoder} starts from {source} weights")
     return student
 
 
 def _initial_weights(recipe: TrainRecipe) -> Path | None:
+    """The file that the run starts from, of a whole student or of an encoder."""
     if not recipe.init:
-        return None
+        source = recipe.student.encoder_weights
+        return None if source in ("none", "imagenet") else Path(source)
     path = bundled.STUDENT if recipe.init == "bundled" else Path(recipe.init)
     return path / WEIGHTS if path.is_dir() else path
 
 
-def _load_initial(recipe: TrainRecipe, path: Path, watcher: Watcher) -> Student:
+def _load_initial(recipe: TrainRecipe, path: Path, say: Callable[[str], None]) -> Student:
     student, card = load_student(path)
-    if card.config != recipe.student:
+    if _shape(card.config) != _shape(recipe.student):
         raise DeltaError(
             f"{path} is a {_shape(card.config)}; the recipe asks for {_shape(recipe.student)}",
             "set student.* in the recipe to match, or leave init out",
         )
-    watcher.say(f"training starts from {path.name} ({card.config.encoder})")
+    say(f"training starts from {path.name} ({card.config.encoder})")
     return student
 
 
 def _shape(config: StudentConfig) -> str:
-    return f"{config.encoder} with the {config.decoder} decoder, width {config.width}"
-
-
-def _batches(recipe: TrainRecipe, store: Store, split: Split, state: TrainState, total: int) -> Iterator[Batch]:
-    def size_of(step: int) -> int:
-        due = [side for share, side in recipe.size_schedule if step >= share * total]
-        return due[-1] if due else recipe.size_px
-
-    feed = Feed(store, split, state.objective.taps, config=recipe.feed, batch_size=recipe.batch_size, seed=recipe.seed)
-    return feed.batches(state.step, recipe.augment, size_of, state.device)
-
-
-def _card(recipe: TrainRecipe, identity: RunIdentity, step: int, agreement: Agreement) -> StudentCard:
-    return StudentCard(
-        config=recipe.student,
-        size_px=recipe.size_px,
-        teacher=identity.teacher["name"],
-        fingerprint=identity.fingerprint,
-        commit=provenance.commit(),
-        step=step,
-        agreement=msgspec.to_builtins(agreement),
+    shape = f"{config.encoder} with the {config.decoder} decoder"
+    return (
+        shape
+        if config.decoder == "seed"
+        else f"{shape}, width {config.width}, {config.fusion} fusion, {config.head} head"
     )
-
-
-def _keep_best(path: Path, state: TrainState, card: StudentCard) -> None:
-    """Keep the student whose delta1 against the teacher on held-out photos is the highest so far."""
-    if not path.is_file() or load_student(path)[1].agreement["delta1"] < card.agreement["delta1"]:
-        save_student(path, state.best_student, card)

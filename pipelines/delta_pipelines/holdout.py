@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -37,14 +38,18 @@ class Holdout(Config, frozen=True, kw_only=True):
 
     def draw(self, path: Path, student: nn.Module) -> None:
         """Write a picture of photo, teacher and student for the first held-out photos."""
+        save_picture(self.panel(student, torch.device("cpu")), path)
+
+    def panel(self, student: nn.Module, device: torch.device) -> UInt8[np.ndarray, "h w 3"]:
+        """Draw photo, teacher and student for the first held-out photos."""
         rows = []
-        predictions = _predict(student, self.image[:SHOWN], torch.device("cpu"))
+        predictions = _predict(student, self.image[:SHOWN], device)
         for photo, teacher, predicted in zip(self.photos, self.disparity, predictions, strict=False):
             scale, shift = align(predicted[None], teacher[None], torch.ones_like(teacher[None], dtype=torch.bool))
             aligned = (predicted * scale + shift).float().numpy()
             low, high = float(teacher.min()), float(teacher.max())
             rows.append([photo, colorize(teacher.numpy(), vmin=low, vmax=high), colorize(aligned, vmin=low, vmax=high)])
-        save_picture(side_by_side(rows, ["photo", "teacher", "student"]), path)
+        return np.asarray(side_by_side(rows, ["photo", "teacher", "student"]))
 
 
 def load_holdout(store: Store, split: Split, size_px: int) -> Holdout:

@@ -1,7 +1,8 @@
 """Recipes: TOML files that say everything a stage can be told. Unknown keys and values out of range are errors."""
 
+import difflib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ def load_recipe(kind: type[C], recipe: str, overrides: Sequence[str] = ()) -> C:
     tree = _parse(_read(recipe), recipe)
     for override in overrides:
         _apply(tree, override)
+    _require_known(tree, kind, recipe)
     try:
         return msgspec.convert(tree, kind)
     except msgspec.ValidationError as error:
@@ -71,6 +73,28 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         tree[last] = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         tree[last] = text.strip()
+
+
+def _require_known(tree: dict[str, Any], kind: type[Config], recipe: str) -> None:
+    known = _known_keys(kind)
+    tables = {key.rpartition(".")[0] for key in known}
+    for key in _keys(tree, known):
+        if key in known or key in tables:
+            continue
+        near = difflib.get_close_matches(key, known, n=1) or [
+            k for k in known if k.split(".")[-1] == key.split(".")[-1]
+        ]
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+        raise DeltaError(f"recipe {recipe}: there is no key {key}", hint)
+
+
+def _keys(tree: dict[str, Any], known: list[str], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and name not in known:
+            yield from _keys(value, known, f"{name}.")
+        else:
+            yield name
 
 
 def _known_keys(kind: type[Config], prefix: str = "") -> list[str]:

@@ -14,39 +14,7 @@ from delta_pipelines import console
 if TYPE_CHECKING:
     from delta.metrics import Agreement
     from delta.parity import ParityReport
-    from delta.train import StepReport
     from delta_pipelines.demo import DemoSummary
-    from delta_pipelines.distill import Summary, Watcher
-
-
-@contextmanager
-def training_progress() -> "Iterator[Watcher]":
-    """A bar that counts steps with the loss, and a line for each held-out evaluation."""
-    from delta_pipelines.distill import Watcher
-
-    with console.progress("steps") as bar:
-        task = bar.add_task("train", total=None, note="")
-
-        def step(report: "StepReport", total: int) -> None:
-            if bar.tasks[0].total is None:
-                bar.update(task, total=total, completed=report.step - 1)
-            bar.update(task, advance=1, note=f"loss {report.terms['total']:.3f}")
-
-        def evaluation(step: int, agreement: "Agreement") -> None:
-            console.say(f"step {step}: held-out r {agreement.pearson_r:.3f}, delta1 {agreement.delta1:.3f}")
-
-        yield Watcher(say=console.say, step=step, evaluation=evaluation)
-
-
-def training_done(run: Path, summary: "Summary") -> None:
-    """Show how the student agrees with its teacher, beside the mean map."""
-    rows = {
-        f"student (step {summary.best_step} of {summary.steps})": summary.student,
-        "mean map of training": summary.mean_map,
-    }
-    console.out.print(_agreement_table(f"agreement with the teacher, {summary.student.n} held-out photos", rows))
-    for name in ("student.safetensors", "samples.png", "loss.png"):
-        print(run / name)
 
 
 def parity(report: "ParityReport", model: Path, as_json: bool) -> None:
@@ -86,7 +54,7 @@ def demo(summary: "DemoSummary") -> None:
     """End the demo: two tables and the panel's path."""
     console.facts("what it took", summary.facts())
     console.out.print(
-        _agreement_table(f"agreement with the teacher, {summary.student.n} held-out photos", summary.agreements())
+        agreement_table(f"agreement with the teacher, {summary.student.n} held-out photos", summary.agreements())
     )
     for line in summary.remarks:
         console.say(line)
@@ -108,7 +76,8 @@ class Stopwatch:
         self.seconds[name] = time.perf_counter() - start
 
 
-def _agreement_table(title: str, rows: "dict[str, Agreement]") -> Table:
+def agreement_table(title: str, rows: "dict[str, Agreement]") -> Table:
+    """Rows of Pearson r, delta1 and AbsRel."""
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("")
     for name in ("Pearson r", "delta1", "AbsRel"):

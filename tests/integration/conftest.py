@@ -18,8 +18,9 @@ from delta.student import SIDE_MULTIPLE
 from delta_cache.schema import ArraySpec, Contract, Photo, SampleRecord, Status, digest_photos
 from delta_cache.writer import open_or_create, write_chunk
 from delta_pipelines.cli import main
-from delta_pipelines.distill import TrainRecipe, distill
+from delta_pipelines.distill import distill
 from delta_pipelines.recipe import load_recipe
+from delta_pipelines.train_recipe import TrainRecipe
 
 ROOT = Path(__file__).parent.parent.parent
 SAMPLES, VIEW_PX, CHUNK, TAPS = 12, 128, 4, ("block09", "block12")
@@ -79,7 +80,7 @@ def tiny_settings() -> tuple[str, ...]:
         f"size_px={SIDE_MULTIPLE}",
         "epochs=2",
         "batch_size=3",
-        "pretrained=false",
+        "student.encoder_weights=none",
         "student.width=16",
         "optimizer.precision=float32",
         "checkpoint_steps=2",

@@ -24,7 +24,12 @@ COMMANDS = {
     ("cache", "merge"): ("STORE", "--output", "-o"),
     ("cache", "subset"): ("STORE", "--output", "-o", "--photos", "--arrays"),
     ("bench", "cache"): ("STORE", "--photos", "--teacher", "--set", "--device", "--place", "--json"),
-    ("train",): ("STORE", "RUN", "--recipe", "--set", "--device"),
+    ("bench", "train"): ("STORE", "--recipe", "--set", "--rounds", "--sizes", "--device", "--json"),
+    ("bench", "equivalence"): (
+        *("STORE", "--output", "-o", "--teacher", "--recipe", "--set", "--steps", "--device", "--json"),
+    ),
+    ("train",): ("STORE", "RUN", "--recipe", "--set", "--device", "--teacher"),
+    ("runs",): ("FOLDER", "--output", "-o", "--json"),
     ("export",): ("RUN", "MODEL.onnx", "--photos", "--size", "--json"),
     ("verify",): ("MODEL.onnx", "RUN", "PHOTOS", "--json"),
     ("predict",): ("MODEL.onnx", "PHOTO|FOLDER", "--output", "-o", "--colormap", "--png16", "--npy"),
@@ -120,7 +125,8 @@ def test_training_prints_where_the_student_is_and_shows_how_well_it_agrees(delta
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     ended = delta("train", tiny_store, run, *settings(tiny_run))
     assert ended.code == 0
-    assert ended.out.splitlines()[-3:] == [str(run / f) for f in ("student.safetensors", "samples.png", "loss.png")]
+    files = ("student.safetensors", "samples.png", "loss.png", "report.md")
+    assert ended.out.splitlines()[-4:] == [str(run / file) for file in files]
     assert "agreement with the teacher, 3 held-out photos" in ended.out
     assert "mean map of training" in ended.out
     assert "resuming at step 6 of 6" in ended.err
@@ -168,9 +174,11 @@ def test_train_into_a_run_of_another_recipe_says_what_differs(delta, tiny_store,
 
 def test_train_into_a_run_on_another_store_says_so(delta, tmp_path, store_at, tiny_run):
     store = store_at(tmp_path / "store.zarr", teacher="another")
-    first, difference = complaint(delta("train", store, tiny_run, *settings(tiny_run))).splitlines()
+    first, difference, *fields = complaint(delta("train", store, tiny_run, *settings(tiny_run))).splitlines()
     assert first == f"{tiny_run} is a run of another student:"
     assert difference.startswith("  store: run ")
+    assert len(fields) == 1
+    assert fields[0].startswith("  store.teacher.weights_sha256: run ")
 
 
 def test_train_into_a_folder_of_something_else_leaves_it_alone(delta, tmp_path, tiny_store):
@@ -184,7 +192,7 @@ def test_train_into_a_folder_of_something_else_leaves_it_alone(delta, tmp_path, 
     [
         (("--recipe", "nothing"), "there is no recipe nothing"),
         (("--recipe", "cache"), "recipe cache:"),
-        (("--set", "epoch=3"), "epoch"),
+        (("--set", "epoch=3"), "there is no key epoch"),
         (("--set", "epochs"), "is not key=value"),
         (("--set", "epochs=many"), "epochs"),
         (("--set", "epochs=0"), "epochs"),
@@ -192,14 +200,14 @@ def test_train_into_a_folder_of_something_else_leaves_it_alone(delta, tmp_path, 
         (("--set", "loss.levels=[]"), "levels"),
         (("--set", "augment.crop_ratio=[0.0, 1.0]"), "crop_ratio"),
         (("--set", "student.width=0"), "width"),
-        (("--set", "student.encoder=resnet18"), "no MobileViT encoder named 'resnet18'"),
+        (("--set", "student.encoder=vit_tiny_patch16_224"), "needs levels of strides 4, 8, 16, 32"),
         (("--device", "abacus"), "there is no device 'abacus'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
 def test_a_recipe_or_device_that_cannot_be_is_said_by_name(delta, tmp_path, tiny_store, arguments, named):
     run = tmp_path / "run"
-    assert named in complaint(delta("train", tiny_store, run, "--set", "pretrained=false", *arguments))
+    assert named in complaint(delta("train", tiny_store, run, "--set", "student.encoder_weights=none", *arguments))
     assert {entry.name for entry in run.glob("*")} <= {"run.json"}
 
 
@@ -216,7 +224,7 @@ def test_a_full_disk_is_said_with_exit_2(delta, tmp_path, tiny_store, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device", "state.safetensors")
 
     monkeypatch.setattr("delta_pipelines.distill.claim", full)
-    error = complaint(delta("train", tiny_store, tmp_path / "run", "--set", "pretrained=false"))
+    error = complaint(delta("train", tiny_store, tmp_path / "run", "--set", "student.encoder_weights=none"))
     assert error == "no space left on the disk for state.safetensors"
 
 
@@ -226,7 +234,7 @@ def test_a_bug_is_no_mistake_of_the_person_and_shows_itself(delta, tmp_path, tin
 
     monkeypatch.setattr("delta_pipelines.distill.claim", broken)
     with pytest.raises(ZeroDivisionError, match="a bug"):
-        delta("train", tiny_store, tmp_path / "run", "--set", "pretrained=false")
+        delta("train", tiny_store, tmp_path / "run", "--set", "student.encoder_weights=none")
 
 
 def test_cache_build_without_photos_or_teacher_says_which(delta, tmp_path, few_photos, random_student):

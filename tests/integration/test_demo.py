@@ -14,8 +14,8 @@ from delta.checkpoint import load_student
 from delta.images import find_photos, read_photo
 from delta.onnx_model import read_model_card
 from delta.parity import compare
-from delta_pipelines.distill import TrainRecipe
 from delta_pipelines.recipe import load_recipe
+from delta_pipelines.train_recipe import TrainRecipe
 
 DEMO = """
 from delta_pipelines.cli import main

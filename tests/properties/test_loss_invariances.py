@@ -24,7 +24,7 @@ scales = st.floats(0.01, 100)
 shifts = st.floats(-100, 100)
 anything = arrays(np.float64, SHAPE, elements=st.sampled_from([np.nan, np.inf, -np.inf, 0.0, -1e300, 7.0]))
 
-normalizing = pytest.mark.parametrize("loss", [losses.affine_invariant, losses.gradient_matching])
+normalizing = pytest.mark.parametrize("loss", [losses.affine_invariant, losses.hierarchical, losses.gradient_matching])
 few = settings(max_examples=40, deadline=None)
 
 Loss = Callable[..., Tensor]
@@ -60,7 +60,8 @@ def test_student_and_teacher_may_be_swapped_or_mirrored_together(
 ) -> None:
     expected = loss(student, teacher, valid).item()
     assert expected >= 0
-    assert loss(teacher, student, valid).item() == pytest.approx(expected, **CLOSE)
+    if loss is not losses.hierarchical:  # whose segments are the teacher's
+        assert loss(teacher, student, valid).item() == pytest.approx(expected, **CLOSE)
     if loss is losses.affine_invariant:  # the coarse grids of gradient_matching start at the left
         assert loss(student.flip(2), teacher.flip(2), valid.flip(2)).item() == pytest.approx(expected, **CLOSE)
 
@@ -69,13 +70,14 @@ def test_student_and_teacher_may_be_swapped_or_mirrored_together(
     "loss",
     [
         losses.affine_invariant,
+        losses.hierarchical,
         losses.gradient_matching,
         losses.silog,
         losses.sobel_l1,
         losses.disparity_mse,
         lambda *maps: losses.raw(*maps, scale=2.0),
     ],
-    ids=["affine_invariant", "gradient_matching", "silog", "sobel_l1", "disparity_mse", "raw"],
+    ids=["affine_invariant", "hierarchical", "gradient_matching", "silog", "sobel_l1", "disparity_mse", "raw"],
 )
 @few
 @given(student=disparities, teacher=disparities, valid=masks, poison=anything.map(torch.from_numpy))
@@ -139,7 +141,7 @@ def test_sobel_l1_sees_neither_a_shift_nor_a_sign(student: Tensor, teacher: Tens
 @given(
     features=arrays(np.float64, (2, 3, 2, 2), elements=st.integers(-4, 4)).map(torch.from_numpy),
     scale=st.floats(0.1, 10),
-    weight=arrays(np.float64, 2, elements=st.floats(0, 3)).map(torch.from_numpy),
+    weight=arrays(np.float64, 2, elements=st.floats(0, 1)).map(torch.from_numpy),
 )
 def test_feature_terms_are_zero_only_at_the_target_and_stay_in_their_range(
     features: Tensor, scale: float, weight: Tensor

@@ -2,19 +2,26 @@
 
 import itertools
 import shutil
+import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from delta.batch import NO_AUGMENTATION, AugmentConfig, Batch
+from delta.augment import NO_AUGMENTATION, AugmentConfig
+from delta.batch import Batch
+from delta.distributed import World
+from delta.errors import DeltaError
+from delta.objective import LossConfig
 from delta_cache.errors import IncompleteStore
 from delta_cache.reader import Store, open_cache
 from delta_cache.schema import ArraySpec, Contract, Photo, SampleRecord, Status, digest_photos
 from delta_cache.writer import open_or_create, write_chunk
-from delta_pipelines.feed import Feed, FeedConfig, Split, feature_names, measure_targets, read_samples, split_store
+from delta_pipelines.feed import Feed, Split, feature_names, measure_targets, read_samples, split_store
+from delta_pipelines.train_recipe import FeedConfig
 
 SAMPLES, CHUNK = 27, 4
 FAILED = (2, 9, 10, 26)
@@ -77,7 +84,7 @@ def stream(
     store: Store, split: Split, *, first: int = 0, seed: int = 0, batch_size: int = 4, window_chunks: int = 2
 ) -> Iterator[Batch]:
     config = FeedConfig(window_chunks=window_chunks, holdout=0.2)
-    feed = Feed(store, split, list(TAPS), config=config, batch_size=batch_size, seed=seed)
+    feed = Feed(store, split, [f"features/{tap}" for tap in TAPS], config=config, batch_size=batch_size, seed=seed)
     augment = AugmentConfig(brightness=0, contrast=0, saturation=0, hue=0, gray=0, blur=0)
     return feed.batches(first, augment, lambda step: 16 if step < 6 else 32, CPU)
 
@@ -151,11 +158,15 @@ def test_the_tail_does_not_read_what_it_skips(store, split, monkeypatch):
     read = []
     whole = Store.read_chunk
     monkeypatch.setattr(
-        Store, "read_chunk", lambda self, chunk, *asked: read.append(chunk) or whole(self, chunk, *asked)
+        Store, "read_chunk", lambda self, chunk, *a, **k: read.append(chunk) or whole(self, chunk, *a, **k)
     )
-    feed = Feed(store, split, [], config=FeedConfig(window_chunks=1, holdout=0.2), batch_size=4, seed=0)
-    next(iter(feed.batches(4000, NO_AUGMENTATION, lambda step: 16, CPU)))
-    assert 1 <= len(read) <= 4  # the batch's windows and the one ahead, not a thousand epochs
+    config = FeedConfig(window_chunks=1, holdout=0.2, ahead=2)
+    feed = Feed(store, split, [], config=config, batch_size=4, seed=0)
+    with closing(feed.batches(4000, NO_AUGMENTATION, lambda step: 16, CPU)) as batches:
+        next(batches)
+    # twice each, for photos and answers: two batches' windows and two chunks ahead, not a thousand epochs
+    assert 1 <= len(set(read)) <= 6
+    assert len(read) <= 12
 
 
 def test_a_batch_has_the_size_its_step_asks_for(store, split):
@@ -183,13 +194,13 @@ def test_samples_are_read_in_the_order_asked_for(store, samples):
 
 
 def test_the_constants_are_those_of_the_training_samples_alone(store, split):
-    measured = measure_targets(store, split, with_features=True)
+    measured = measure_targets(store, split, LossConfig(features=1.0))
     numbers = torch.from_numpy(split.train).double()
     assert measured.disparity_scale == pytest.approx(numbers.mean().item())
     assert measured.feature_mean["block12"].tolist() == pytest.approx([10 * numbers.mean().item()] * 2)
     spread = torch.from_numpy(split.train).repeat_interleave(9).double().std().item()
     assert measured.feature_std["block09"].tolist() == pytest.approx([spread] * 2)
-    assert measure_targets(store, split, with_features=False).feature_mean == {}
+    assert measure_targets(store, split, LossConfig(raw=1.0)).feature_mean == {}
 
 
 def test_the_taps_are_named_shallow_to_deep(store):
@@ -198,7 +209,143 @@ def test_the_taps_are_named_shallow_to_deep(store):
 
 def test_a_chunk_that_is_lost_during_training_is_an_error_and_no_zeros(store, split, tmp_path):
     copy = Path(shutil.copytree(store.url, tmp_path / "store.zarr"))
-    (copy / "disparity" / "c.1.0.0").unlink()
+    next((copy / "disparity").glob("c.1.*")).unlink()
     with pytest.raises(IncompleteStore, match=r"chunk 1 of .* is missing"):
         for _ in itertools.islice(stream(Store.open(copy), split), 6):
             pass
+
+
+@pytest.mark.parametrize("settings", [{"workers": 0}, {"workers": 3, "ahead": 1}, {"workers": 2, "method": "fork"}])
+def test_the_stream_is_the_same_for_any_number_of_workers_of_any_kind(store, split, settings):
+    compare_streams(store, split, settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_worker_processes_that_start_afresh_give_the_same_stream(store, split, method):
+    compare_streams(store, split, {"workers": 2, "method": method})
+
+
+def compare_streams(store: Store, split: Split, settings: dict) -> None:
+    arrays = [f"features/{tap}" for tap in TAPS]
+    plain, other = (
+        Feed(store, split, arrays, config=FeedConfig(holdout=0.2, **s), batch_size=4, seed=3) for s in ({}, settings)
+    )
+    streams = [feed.batches(5, AugmentConfig(), lambda step: 16, CPU) for feed in (plain, other)]
+    with closing(streams[0]), closing(streams[1]):
+        for a, b in itertools.islice(zip(*streams, strict=True), 7):
+            assert torch.equal(a.samples, b.samples)
+            assert equal(a, b)
+
+
+def test_an_error_in_a_worker_process_is_the_sentence_it_was(store, split, tmp_path):
+    copy = Path(shutil.copytree(store.url, tmp_path / "store.zarr"))
+    opened = open_cache(copy)
+    (copy / "disparity" / "c.1.0.0").unlink()
+    config = FeedConfig(holdout=0.2, workers=1, method="fork")
+    feed = Feed(opened, split, [], config=config, batch_size=4, seed=0)
+    with pytest.raises(IncompleteStore, match=r"^chunk 1 of \S+ is missing$") as caught:
+        for _ in itertools.islice(feed.batches(0, NO_AUGMENTATION, lambda step: 16, CPU), 6):
+            pass
+    assert "resumes it" in caught.value.hint
+
+
+def test_the_threads_of_a_feed_end_with_it(store, split):
+    with closing(stream(store, split)) as batches:
+        next(batches)
+        assert [thread for thread in threading.enumerate() if thread.name.startswith(("feed", "batches"))]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("feed", "batches"))]
+
+
+def test_a_batch_says_which_samples_are_in_it(store, split):
+    batch = next(iter(stream(store, split)))
+    assert batch.samples.tolist() == numbers_in(batch)
+
+
+def test_the_batches_of_two_processes_are_those_of_one_with_two_shards(store, split):
+    arrays = [f"features/{tap}" for tap in TAPS]
+    alone = Feed(store, split, arrays, config=FeedConfig(holdout=0.2, shards=2), batch_size=6, seed=1)
+    pair = [
+        Feed(store, split, arrays, config=FeedConfig(holdout=0.2), batch_size=3, seed=1, world=World(rank=r, size=2))
+        for r in (0, 1)
+    ]
+    streams = [feed.batches(0, AugmentConfig(), lambda step: 16, CPU) for feed in (alone, *pair)]
+    seen = [[], []]
+    for whole, *parts in itertools.islice(zip(*streams, strict=True), 6):
+        for expected, part, mine in zip(whole.split(2), parts, seen, strict=True):
+            assert equal(expected, part)
+            mine += part.samples.tolist()
+    chunks = [{sample // CHUNK for sample in mine[:6]} for mine in seen]
+    assert not chunks[0] & chunks[1]  # in an epoch a chunk is read by one process
+
+
+def test_more_shards_than_chunks_are_refused(store, split):
+    with pytest.raises(DeltaError, match="6 chunks to train on cannot be dealt to 7 processes or shards"):
+        Feed(store, split, [], config=FeedConfig(holdout=0.2, shards=7), batch_size=7, seed=0)
+
+
+def test_views_of_a_held_out_photo_are_on_neither_side(compact_store):
+    opened = open_cache(compact_store)
+    photos = opened.contract.photo_count
+    assert opened.contract.views == ("plain", "mirrored", "crop1")
+    split = split_store(opened, FeedConfig(holdout=0.3))
+    assert not {n % photos for n in split.train.tolist()} & {n % photos for n in split.holdout.tolist()}
+    assert (split.holdout < photos).all()
+    assert len(split.train) == 3 * (photos - len(split.holdout))
+
+
+def test_codes_are_decoded_on_the_device_to_the_features_that_the_store_reads(compact_store):
+    opened = open_cache(compact_store)
+    split = split_store(opened, FeedConfig())
+    feed = Feed(opened, split, ["features/block12", "attention/block12"], config=FeedConfig(), batch_size=4, seed=0)
+    with closing(feed.targets(0, CPU)) as stored, closing(feed.batches(0, NO_AUGMENTATION, lambda s: 64, CPU)) as made:
+        targets, batch = next(stored), next(made)
+    assert targets.features["block12"].dtype == torch.int8
+    samples = batch.samples.numpy()
+    assert samples.tolist() == targets.samples.tolist()
+    expected = read_samples(opened, samples, ["features/block12", "attention/block12"])
+    grid = {"features": (batch.features["block12"], feed.decoded(targets).features["block12"])}
+    assert grid["features"][0].shape[-1] == 4  # that of the store, too: nothing is interpolated
+    for ours in grid["features"]:
+        np.testing.assert_allclose(ours.numpy(), expected["features/block12"], atol=2e-5)
+    np.testing.assert_allclose(
+        batch.attention["block12"].numpy(), expected["attention/block12"].astype(np.float32), atol=1e-5
+    )
+    statistics = measure_targets(opened, split, LossConfig(features=1.0, cls_attention=0.1))
+    assert torch.equal(statistics.feature_mean["block12"], torch.from_numpy(opened.bases["block12"].mean.copy()))
+    assert statistics.heads == {"block03": 2, "block12": 2}
+
+
+@pytest.mark.parametrize("which", ["small_store", "compact_store"])
+def test_a_teacher_in_the_loop_answers_as_the_store_within_its_codec(which, request, fake_teacher):
+    opened = open_cache(request.getfixturevalue(which))
+    split = split_store(opened, FeedConfig())
+    arrays = ["features/block03", "features/block12", "attention/block12"]
+    pair = [
+        Feed(opened, split, arrays, config=FeedConfig(), batch_size=4, seed=0, teacher=teacher)
+        for teacher in (None, fake_teacher())
+    ]
+    augment = AugmentConfig(rotation_deg=5)
+    for cached, live in itertools.islice(
+        zip(*(f.batches(0, augment, lambda s: 64, CPU) for f in pair), strict=True), 4
+    ):
+        assert torch.equal(cached.image, live.image)
+        assert torch.equal(cached.feature_weight, live.feature_weight)
+        error = 2.0**-8 if which == "compact_store" else 2.0**-11  # half a step of the mantissa that is kept
+        torch.testing.assert_close(cached.disparity, live.disparity, rtol=1.01 * error, atol=0)
+        for tap in ("block03", "block12"):
+            cosine = torch.nn.functional.cosine_similarity(cached.features[tap], live.features[tap], dim=1)
+            assert cosine.mean() > (0.98 if which == "compact_store" else 0.99999)
+        torch.testing.assert_close(cached.attention["block12"], live.attention["block12"], rtol=2 * error, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_batches_reach_a_gpu_as_they_are_on_the_cpu(store, split):
+    if not torch.cuda.is_available():
+        pytest.skip("NOT TESTED: no CUDA device")
+    feed = Feed(store, split, ["features/block12"], config=FeedConfig(holdout=0.2), batch_size=4, seed=0)
+    streams = [feed.targets(0, device) for device in (CPU, torch.device("cuda"))]
+    for a, b in itertools.islice(zip(*streams, strict=True), 8):
+        assert b.image.device.type == "cuda"
+        assert torch.equal(a.image, b.image.cpu())
+        assert torch.equal(a.features["block12"], b.features["block12"].cpu())

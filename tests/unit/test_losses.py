@@ -20,6 +20,7 @@ SINGLE: dict[str, Any] = {"rtol": 2e-5, "atol": 1e-6}
 DISPARITY_LOSSES: dict[str, Loss] = {
     "affine_invariant": losses.affine_invariant,
     "affine_invariant untrimmed": partial(losses.affine_invariant, trim=0.0),
+    "hierarchical": losses.hierarchical,
     "raw": partial(losses.raw, scale=3.0),
     "gradient_matching": losses.gradient_matching,
     "silog": losses.silog,
@@ -30,6 +31,8 @@ DISPARITY_LOSSES: dict[str, Loss] = {
 FEATURE_LOSSES: dict[str, Loss] = {
     "feature_distance": losses.feature_distance,
     "attention_transfer": losses.attention_transfer,
+    "relational": losses.relational,
+    "cls_attention": losses.cls_attention,
     "feature_l1": lambda ours, theirs, weight=None: losses.feature_l1([ours, 2 * ours], [theirs, theirs], weight),
     "attention_l2": lambda ours, theirs, weight=None: losses.attention_l2([ours, 2 * ours], [theirs, theirs], weight),
 }
@@ -76,6 +79,21 @@ def affine_reference(x: np.ndarray, y: np.ndarray, mask: np.ndarray, trim: float
     return float(np.mean(errors[: len(errors) - int(trim * len(errors))]))
 
 
+def hierarchical_reference(x: np.ndarray, y: np.ndarray, mask: np.ndarray) -> float:
+    low, high = y[mask].min(), y[mask].max()
+    levels = []
+    for parts in (1, 2, 4):
+        errors: list[float] = []
+        for part in range(parts):
+            above = y >= low + (high - low) * part / parts
+            below = y < low + (high - low) * (part + 1) / parts if part < parts - 1 else y <= high
+            inside = mask & above & below
+            if inside.sum() > 1:  # a single pixel is a constant map
+                errors += np.abs(normalized(x, inside) - normalized(y, inside))[inside].tolist()
+        levels.append(np.mean(errors))
+    return float(np.mean(levels))
+
+
 def gradient_reference(x: np.ndarray, y: np.ndarray, mask: np.ndarray) -> float:
     residual = normalized(x, mask) - normalized(y, mask)
     total = 0.0
@@ -112,6 +130,7 @@ def reference(name: str, student: Tensor, teacher: Tensor, valid: Tensor) -> flo
     one: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {
         "affine_invariant": partial(affine_reference, trim=0.1),
         "affine_invariant untrimmed": partial(affine_reference, trim=0.0),
+        "hierarchical": hierarchical_reference,
         "raw": lambda x, y, mask: float(np.abs(x[mask] - y[mask] / 3).mean()),
         "gradient_matching": gradient_reference,
         "sobel_l1": sobel_reference,
@@ -131,6 +150,16 @@ def feature_reference(name: str, ours: np.ndarray, theirs: np.ndarray) -> float:
     if name == "attention_transfer":
         p, q = (a**2).mean(axis=1), (b**2).mean(axis=1)
         return float(((p / np.linalg.norm(p) - q / np.linalg.norm(q)) ** 2).sum())
+    if name == "relational":
+        cosines = [[[p @ q / np.sqrt((p @ p) * (q @ q)) for q in rows] for p in rows] for rows in (a, b)]
+        return float(np.square(np.subtract(*cosines)).mean())
+    if name == "cls_attention":
+        divergences = []
+        for logits, attention in zip(a.T, b.T, strict=True):
+            p = attention.clip(min=0) / attention.clip(min=0).sum()
+            q = np.exp(logits) / np.exp(logits).sum()
+            divergences.append(sum(pi * np.log(pi / qi) for pi, qi in zip(p, q, strict=True) if pi > 0))
+        return float(np.mean(divergences))
     if name == "feature_l1":
         return float(np.abs(a - b).mean() + np.abs(2 * a - b).mean())
     maps_of = [np.abs(z).mean(axis=1) for z in (a, 2 * a, b)]
@@ -197,7 +226,7 @@ def test_an_image_with_a_single_valid_pixel_is_harmless(name: str) -> None:
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["affine_invariant", "gradient_matching"])
+@pytest.mark.parametrize("name", ["affine_invariant", "hierarchical", "gradient_matching"])
 @pytest.mark.parametrize("level", [0.0, 0.3, -7.7e4])
 @pytest.mark.parametrize("role", ["student", "teacher", "both"])
 def test_a_constant_map_teaches_nothing_where_maps_are_normalized(name: str, level: float, role: str) -> None:
@@ -335,7 +364,7 @@ def test_a_feature_loss_is_its_formula(name: str) -> None:
     weight = torch.tensor([1.0, 0.25, 0.0], dtype=torch.float64)
     loss = FEATURE_LOSSES[name]
     np.testing.assert_allclose(loss(ours, theirs).item(), np.mean(singles), **EXACT)
-    np.testing.assert_allclose(loss(ours, theirs, weight).item(), np.average(singles, weights=weight), **EXACT)
+    np.testing.assert_allclose(loss(ours, theirs, weight).item(), np.mean(weight.numpy() * singles), **EXACT)
     np.testing.assert_allclose(loss(ours.float(), theirs.float()).item(), np.mean(singles), **SINGLE)
 
 
@@ -350,7 +379,7 @@ def test_the_gradient_of_a_feature_loss_is_that_of_its_value(name: str) -> None:
 @feature_losses
 def test_an_image_of_weight_zero_is_never_read(name: str) -> None:
     ours, theirs = features(dtype=torch.float32)
-    weight = torch.tensor([1.0, 0.0, 1.0])
+    weight = torch.tensor([1.5, 0.0, 1.5])
     expected, _ = value_and_gradient(FEATURE_LOSSES[name], ours[::2], theirs[::2])
     theirs[1] = torch.nan
     value, gradient = value_and_gradient(FEATURE_LOSSES[name], ours, theirs, weight)
@@ -384,6 +413,39 @@ def test_autocast_only_rounds_the_features(name: str) -> None:
         halves = loss(ours.bfloat16(), theirs.bfloat16(), torch.ones(3))
     assert halves.dtype == torch.float32
     assert halves.item() == pytest.approx(exact.item(), rel=0.02)  # bfloat16 rounds each feature by at most 2^-9
+
+
+def test_a_head_without_attention_teaches_nothing() -> None:
+    logits, attention = features(dtype=torch.float32)
+    attention = attention.abs()
+    attention[:, 2] = 0
+    value, gradient = value_and_gradient(losses.cls_attention, logits, attention)
+    assert value > 0
+    assert (gradient[:, 2] == 0).all()
+    assert (gradient[:, 0] != 0).any()
+
+
+def test_cls_attention_is_zero_where_the_student_attends_as_its_teacher() -> None:
+    attention = features()[1].abs() + 0.1
+    assert losses.cls_attention((0.3 * attention).log() + 5, attention).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_relations_do_not_change_when_the_student_turns_and_scales_its_features() -> None:
+    ours, theirs = features()
+    turn = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)).Q
+    turned = torch.einsum("dc,bchw->bdhw", 7 * turn, ours)
+    assert losses.relational(turned, theirs).item() == pytest.approx(losses.relational(ours, theirs).item(), rel=1e-9)
+    assert losses.relational(turned, ours).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_the_hierarchical_loss_sees_what_the_global_one_hides() -> None:
+    # Near things are ten times as far apart as distant ones: an error in the distance is small beside the whole.
+    teacher = torch.cat([torch.linspace(0, 1, 50), torch.linspace(90, 100, 50)]).double().reshape(1, 10, 10)
+    student = teacher.clone()
+    student[0, :5] = student[0, :5].flip(0, 1)
+    whole = losses.affine_invariant(student, teacher, trim=0.0)
+    assert losses.hierarchical(student, teacher) > 10 * whole
+    assert losses.hierarchical(student, teacher, segments=(1,)).item() == pytest.approx(whole.item(), rel=1e-12)
 
 
 def test_attention_terms_compare_different_numbers_of_channels() -> None:

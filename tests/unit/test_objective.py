@@ -12,11 +12,12 @@ from delta.batch import Batch
 from delta.errors import DeltaError
 from delta.objective import LossConfig, Objective, TargetStatistics
 
-CHANNELS = [4, 6, 8, 10, 12]
-SIDE_PX, WIDTH = 64, 5
+CHANNELS = {2: 4, 4: 6, 8: 8, 16: 10, 32: 12}
+SIDE_PX, WIDTH, HEADS = 64, 5, 3
 TAPS = ("block03", "block06", "block09", "block12")
 DISPARITY_TERMS = {
     "affine_invariant": "affine_invariant",
+    "hierarchical": "hierarchical",
     "raw": "raw",
     "gradient": "gradient_matching",
     "silog": "silog",
@@ -25,11 +26,12 @@ DISPARITY_TERMS = {
 }
 FEATURE_TERMS = {
     "features": "feature_distance",
+    "relational": "relational",
     "attention_transfer": "attention_transfer",
     "feature_l1": "feature_l1",
     "attention_l2": "attention_l2",
 }
-ALL_TERMS = DISPARITY_TERMS | FEATURE_TERMS
+ALL_TERMS = DISPARITY_TERMS | FEATURE_TERMS | {"cls_attention": "cls_attention"}
 
 
 def statistics(*taps: str) -> TargetStatistics:
@@ -38,6 +40,7 @@ def statistics(*taps: str) -> TargetStatistics:
         disparity_scale=2.0,
         feature_mean={tap: torch.randn(WIDTH, generator=generator) for tap in taps},
         feature_std={tap: torch.rand(WIDTH, generator=generator) + 0.5 for tap in taps},
+        heads=dict.fromkeys(taps, HEADS),
     )
 
 
@@ -46,19 +49,21 @@ def objective(*taps: str, **weights: Any) -> Objective:
     return Objective(LossConfig(**weights), CHANNELS, statistics(*taps))
 
 
-def inputs(seed: int = 0) -> tuple[Tensor, list[Tensor], Batch]:
+def inputs(seed: int = 0) -> tuple[Tensor, dict[int, Tensor], Batch]:
     generator = torch.Generator().manual_seed(seed)
 
     def noise(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator)
 
-    levels = [noise(2, c, SIDE_PX // s, SIDE_PX // s) for c, s in zip(CHANNELS, (2, 4, 8, 16, 32), strict=True)]
+    levels = {s: noise(2, c, SIDE_PX // s, SIDE_PX // s) for s, c in CHANNELS.items()}
     batch = Batch(
         image=noise(2, 3, SIDE_PX, SIDE_PX),
         disparity=noise(2, SIDE_PX, SIDE_PX) + 0.1,
         valid=noise(2, SIDE_PX, SIDE_PX) > 0.1,
         features={tap: noise(2, WIDTH, 4, 4) for tap in TAPS},
-        feature_weight=torch.tensor([1.0, 0.0]),
+        attention={tap: noise(2, HEADS, 4, 4) for tap in TAPS},
+        feature_weight=torch.tensor([2.0, 0.0]),
+        samples=torch.arange(2),
     )
     return (noise(2, SIDE_PX, SIDE_PX) + 0.1).requires_grad_(), levels, batch
 
@@ -110,8 +115,12 @@ def test_one_term_alone_is_computed_alone(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", list(ALL_TERMS))
-def test_only_the_four_feature_terms_use_features(name):
+def test_only_the_terms_that_look_at_features_or_attention_have_them_read(name):
     assert LossConfig(**{name: 1.0}).uses_features == (name in FEATURE_TERMS)
+    assert LossConfig(**{name: 1.0}).uses_attention == (name == "cls_attention")
+    arrays = objective(*TAPS, **{name: 1.0}).arrays
+    kind = "features" if name in FEATURE_TERMS else "attention"
+    assert arrays == ([] if name in DISPARITY_TERMS else [f"{kind}/block09", f"{kind}/block12"])
 
 
 def test_without_feature_terms_no_features_are_read():
@@ -158,8 +167,9 @@ def test_a_mirrored_sample_teaches_no_features():
     features = {tap: value.clone() for tap, value in batch.features.items()}
     for value in features.values():
         value[1] = 1e6  # of the sample whose weight is 0
-    changed = msgspec.structs.replace(batch, features=features)
-    matching = objective(*TAPS, **dict.fromkeys(FEATURE_TERMS, 1.0))
+    attention = {tap: value.index_fill(0, torch.tensor([1]), 7.0) for tap, value in batch.attention.items()}
+    changed = msgspec.structs.replace(batch, features=features, attention=attention)
+    matching = objective(*TAPS, **dict.fromkeys([*FEATURE_TERMS, "cls_attention"], 1.0))
     assert torch.equal(matching(disparity, levels, changed)["total"], matching(disparity, levels, batch)["total"])
     none = msgspec.structs.replace(batch, feature_weight=torch.zeros(2))
     assert matching(disparity, levels, none)["total"].item() == 0
@@ -168,7 +178,7 @@ def test_a_mirrored_sample_teaches_no_features():
 @pytest.mark.parametrize("trained", [True, False])
 def test_projectors_learn_only_where_they_are_trained_but_always_pass_gradients_on(trained):
     disparity, levels, batch = inputs()
-    levels = [level.requires_grad_() for level in levels]
+    levels = {stride: level.requires_grad_() for stride, level in levels.items()}
     matching = objective(*TAPS, features=1.0, levels=(16, 32), train_projectors=trained)
     matching(disparity, levels, batch)["total"].backward()
     gradients = [parameter.grad for parameter in matching.projectors.parameters()]
@@ -177,8 +187,46 @@ def test_projectors_learn_only_where_they_are_trained_but_always_pass_gradients_
         assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
     else:
         assert gradients == [None] * 4
-    reached = [level.grad is not None and bool(level.grad.abs().sum() > 0) for level in levels]
+    reached = [level.grad is not None and bool(level.grad.abs().sum() > 0) for level in levels.values()]
     assert reached == [False, False, False, True, True]
+
+
+def test_the_relations_of_the_student_are_those_of_its_own_levels():
+    disparity, levels, batch = inputs()
+    matching = objective(*TAPS, relational=1.0)
+    assert len(matching.projectors) == 0
+    expected = [
+        losses.relational(torch.nn.functional.avg_pool2d(levels[16], 1), matching._teacher_features("block09", batch)),
+        losses.relational(
+            torch.nn.functional.interpolate(levels[32], size=(4, 4), mode="bilinear"),
+            matching._teacher_features("block12", batch),
+        ),
+    ]
+    even = msgspec.structs.replace(batch, feature_weight=torch.ones(2))
+    assert matching(disparity, levels, even)["relational"].item() == pytest.approx(
+        sum(map(float, expected)) / 2, rel=1e-5
+    )
+
+
+def test_the_attention_projectors_learn():
+    disparity, levels, batch = inputs()
+    matching = objective(*TAPS, cls_attention=0.1)
+    matching(disparity, levels, batch)["total"].backward()
+    assert [projector.out_channels for projector in matching.attention_projectors] == [HEADS, HEADS]
+    assert all(projector.weight.grad.abs().sum() > 0 for projector in matching.attention_projectors)
+
+
+def test_a_store_without_attention_is_refused_by_the_term_that_needs_it():
+    bare = msgspec.structs.replace(statistics(*TAPS), heads={})
+    with pytest.raises(DeltaError, match="pairs 2 student levels with taps of attention; the store has 0"):
+        Objective(LossConfig(cls_attention=0.1), CHANNELS, bare)
+
+
+def test_a_level_that_the_student_lacks_is_refused_by_its_stride():
+    channels = {stride: width for stride, width in CHANNELS.items() if stride > 2}
+    with pytest.raises(DeltaError, match="the student has no level of stride 2, which") as caught:
+        Objective(LossConfig(features=1.0, levels=(2, 4)), channels, statistics(*TAPS))
+    assert "4, 8, 16, 32" in caught.value.hint
 
 
 def test_the_statistics_are_no_part_of_the_state():

@@ -1,5 +1,6 @@
 """A recipe says everything a stage can be told, and what is wrong with it is one sentence."""
 
+import re
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -9,10 +10,12 @@ import pytest
 from delta.config import Config
 from delta.errors import DeltaError
 from delta_pipelines.build_cache import CacheRecipe
-from delta_pipelines.distill import TrainRecipe
 from delta_pipelines.recipe import load_recipe, shipped_recipes
+from delta_pipelines.train_recipe import TrainRecipe
 
-KINDS: dict[str, type[Config]] = {"cache": CacheRecipe} | dict.fromkeys(("student", "seed", "v0", "demo"), TrainRecipe)
+KINDS: dict[str, type[Config]] = {"cache": CacheRecipe} | dict.fromkeys(
+    ("student", "smoke", "cpu-small", "gpu-full", "seed", "v0", "demo"), TrainRecipe
+)
 
 
 def refused(kind: type[Config], recipe: str, *overrides: str) -> DeltaError:
@@ -81,8 +84,6 @@ def test_dotted_overrides_reach_tables_and_the_last_one_wins() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("sise_px=392", "recipe cache: Object contains unknown field `sise_px`"),
-        ("image.level=3", "recipe cache: Object contains unknown field `level` - at `$.image`"),
         ("size_px=large", "recipe cache: Expected `int`, got `str` - at `$.size_px`"),
         ("size_px=392.5", "recipe cache: Expected `int`, got `float` - at `$.size_px`"),
         ("features=1", "recipe cache: Expected `object`, got `int` - at `$.features`"),
@@ -133,7 +134,10 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
 def test_a_recipe_that_is_not_there_lists_those_that_are(tmp_path: Path) -> None:
     error = refused(CacheRecipe, "cashe")
     assert str(error) == "there is no recipe cashe"
-    assert error.hint == "name a TOML file or one of the shipped: cache, demo, seed, student, v0"
+    assert (
+        error.hint
+        == "name a TOML file or one of the shipped: cache, cpu-small, demo, gpu-full, seed, smoke, student, v0"
+    )
     assert str(refused(CacheRecipe, str(tmp_path))) == f"there is no recipe {tmp_path}"
 
 
@@ -152,5 +156,51 @@ def test_what_is_not_even_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_recipe_of_the_other_stage_is_refused() -> None:
-    assert "unknown field" in str(refused(CacheRecipe, "student"))
-    assert "recipe cache: " in str(refused(TrainRecipe, "cache", "size_px=384"))
+    assert "recipe student: there is no key epochs" in str(refused(CacheRecipe, "student"))
+    assert "recipe cache: there is no key" in str(refused(TrainRecipe, "cache", "size_px=384"))
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("sise_px=392", "size_px"),
+        ("optimizer.lr_encodr=1e-3", "optimizer.lr_encoder"),
+        ("optimiser.lr_encoder=1e-3", "optimizer.lr_encoder"),
+        ("loss.features_l1=1", "loss.feature_l1"),
+        ("encoder=mobilevit_xs", "student.encoder"),
+        ("hue=0.1", "augment.hue"),
+    ],
+)
+def test_an_unknown_key_is_an_error_that_names_the_nearest(override: str, nearest: str) -> None:
+    error = refused(TrainRecipe, "student", override)
+    assert str(error) == f"recipe student: there is no key {override.partition('=')[0]}"
+    assert error.hint == f"did you mean {nearest}?"
+
+
+def test_an_unknown_key_like_no_other_lists_those_there_are() -> None:
+    assert refused(TrainRecipe, "student", "zzz=1").hint.startswith(
+        "known keys: student.encoder, student.encoder_weights,"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["batch_size=8", "optimizer.accumulate=3"], "a batch of 8 cannot be cut into 3 parts"),
+        (
+            ["batch_size=4", "optimizer.accumulate=4"],
+            "a batch of 4 cannot be cut into 4 parts of equal size, at least 2",
+        ),
+        (["batch_size=4", "feed.shards=3"], "4 images a process for 1 process(es) do not divide into 3 shards"),
+    ],
+)
+def test_a_batch_that_cannot_be_cut_as_asked_is_refused(settings: list[str], message: str) -> None:
+    with pytest.raises(DeltaError, match=re.escape(message)):
+        load_recipe(TrainRecipe, "student", settings).require_parts(1)
+
+
+def test_how_a_run_is_watched_and_fed_decides_nothing() -> None:
+    settings = ["evaluate_steps=7", "checkpoint_steps=7", "feed.workers=3", "feed.method=spawn", "feed.ahead=9"]
+    plain = load_recipe(TrainRecipe, "student").decisive()
+    assert load_recipe(TrainRecipe, "student", settings).decisive() == plain
+    assert load_recipe(TrainRecipe, "student", ["feed.live=true"]).decisive() != plain

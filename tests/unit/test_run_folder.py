@@ -19,7 +19,8 @@ OURS = RunIdentity(
     recipe={"batch_size": 4, "seed": 0, "loss": {"raw": 1.0}},
     init_sha256="",
     store="a" * 64,
-    teacher={"name": "a teacher"},
+    contract={"teacher": {"name": "a teacher"}, "samples": 12},
+    steps=10,
 )
 
 
@@ -28,7 +29,15 @@ def other(**changes: Any) -> RunIdentity:
 
 
 def report(step: int, loss: float = 0.5) -> StepReport:
-    return StepReport(step=step, terms={"raw": loss, "total": 2 * loss}, grad_norm=1.5, learning_rate=1e-3)
+    return StepReport(
+        step=step,
+        terms={"raw": loss, "total": 2 * loss},
+        grad_norm=1.5,
+        learning_rate=1e-3,
+        images=4,
+        step_s=0.5,
+        wait_s=0.1,
+    )
 
 
 @pytest.fixture
@@ -70,6 +79,9 @@ def test_the_same_run_may_come_again(begun):
         ({"recipe": OURS.recipe | {"batch_size": 8}}, "batch_size: run 4, asked 8"),
         ({"recipe": OURS.recipe | {"init": "bundled"}}, "init: run None, asked bundled"),
         ({"store": "b" * 64}, f"store: run {'a' * 16}, asked {'b' * 16}"),
+        ({"contract": OURS.contract | {"samples": 13}}, "store.samples: run 12, asked 13"),
+        ({"recipe": OURS.recipe | {"loss": {"raw": 2.0}}}, "loss.raw: run 1.0, asked 2.0"),
+        ({"processes": 2}, "processes: run 1, asked 2"),
         ({"init_sha256": "c" * 64}, f"init_sha256: run , asked {'c' * 16}"),
     ],
 )
@@ -176,6 +188,6 @@ def test_a_curve_without_a_step_is_a_sentence(run):
 
 def test_a_run_of_another_format_version_is_refused(begun):
     identity = json.loads((begun / IDENTITY).read_text(encoding="utf-8"))
-    (begun / IDENTITY).write_text(json.dumps(identity | {"version": 2}), encoding="utf-8")
-    with pytest.raises(DeltaError, match=r"run\.json is of version 2, not 1"):
+    (begun / IDENTITY).write_text(json.dumps(identity | {"version": 1}), encoding="utf-8")
+    with pytest.raises(DeltaError, match=r"run\.json is of version 1, not 2"):
         claim(begun, OURS)

@@ -33,7 +33,8 @@ METADATA = {
     "delta.teacher": "nobody",
     "delta.commit": "c0ffee",
     "delta.fingerprint": "0123abcd",
-    "delta.precision": "float32",
+    "delta.precision": "fp16",
+    "delta.note": "by hand",
 }
 
 
@@ -157,7 +158,8 @@ def test_the_card_says_what_the_metadata_says(model_path: Path) -> None:
         teacher="nobody",
         commit="c0ffee",
         fingerprint="0123abcd",
-        extra={"precision": "float32"},
+        precision="fp16",
+        extra={"note": "by hand"},
     )
     assert read_model_card(model_path) == expected
     assert DepthPredictor.open(model_path).card == expected

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import onnx
 import torch
+from torch import nn
 
 from delta.errors import DeltaError
 from delta.files import write_aside
-from delta.mobile import MobileStudent, to_mobile
+from delta.mobile import to_mobile
 from delta.onnx_model import DYNAMIC_BATCH, FORMAT, FORMAT_VERSION, INPUT_NAME, METADATA_PREFIX, OUTPUT_NAME
 from delta.student import SIDE_MULTIPLE, Student
 
@@ -43,8 +44,7 @@ def export_onnx(
     batch = DYNAMIC_BATCH if dynamic_batch else 1
     properties = _properties(size_px, batch, metadata)
     copied = eval_copy(student)
-    model = _translate(to_mobile(copied) if mobile else copied, size_px)
-    _strip(model)
+    model = export_graph(to_mobile(copied) if mobile else copied, size_px)
     if mobile:
         _name_every_input(model)
     if dynamic_batch:
@@ -85,11 +85,12 @@ def check_graph(model: onnx.ModelProto, size_px: tuple[int, int], batch: int | s
     return model
 
 
-def _translate(student: MobileStudent | Student, size_px: tuple[int, int]) -> onnx.ModelProto:
+def export_graph(module: nn.Module, size_px: tuple[int, int]) -> onnx.ModelProto:
+    """Translate any module of one image of `size_px` and one answer, without notes about this machine."""
     image = torch.zeros(1, 3, *size_px)
     with torch.no_grad(), _quiet_exporter():
         program = torch.onnx.export(
-            student,
+            module,
             (image,),
             dynamo=True,
             opset_version=OPSET,
@@ -99,7 +100,9 @@ def _translate(student: MobileStudent | Student, size_px: tuple[int, int]) -> on
             verbose=False,
         )
     assert program is not None  # it is None only without dynamo
-    return program.model_proto
+    model = program.model_proto
+    _strip(model)
+    return model
 
 
 @contextmanager

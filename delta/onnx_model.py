@@ -21,6 +21,8 @@ OUTPUT_NAME = "disparity"  # float32 1xHxW, larger is nearer
 DYNAMIC_BATCH = "batch"  # the name of the first dimension where any number of images may be given
 RECEIPT_KEY = "receipt"
 EXPORT_AGAIN = "`delta export` writes such files"
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+NVIDIA = (PROVIDERS["cuda"], PROVIDERS["tensorrt"])
 CARD_TEXTS = ("encoder", "teacher", "commit", "fingerprint", "precision", RECEIPT_KEY)
 
 
@@ -37,6 +39,11 @@ class ModelCard(Config, frozen=True, kw_only=True):
     fingerprint: str = ""  # of the training that made the weights
     receipt: str = ""  # JSON of `delta.receipt.Receipt`: what a verification found
     extra: dict[str, str] = msgspec.field(default_factory=dict)  # what else the exporter wrote
+
+
+def providers_named(names: Sequence[str]) -> list[str]:
+    """Turn "cpu", "cuda" and "tensorrt" into onnxruntime's names; its own names stay."""
+    return list(dict.fromkeys(PROVIDERS.get(name.lower(), name) for name in names))
 
 
 def read_model_card(path: Path) -> ModelCard:
@@ -94,8 +101,9 @@ def _require_providers(providers: Sequence[str]) -> None:
         raise DeltaError("no execution provider was named", f"name one of {', '.join(available)}")
     for provider in providers:
         if provider not in available:
-            raise DeltaError(f"this onnxruntime has no {provider}", f"it has {', '.join(available)}")
-    if providers[0] in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
+            gpu = " (pip install onnxruntime-gpu, without onnxruntime beside it)" if provider in NVIDIA else ""
+            raise DeltaError(f"this onnxruntime has no {provider}", f"it has {', '.join(available)}{gpu}")
+    if providers[0] in NVIDIA:
         _load_cuda(providers[0])
 
 
@@ -106,6 +114,8 @@ def _load_cuda(provider: str) -> None:
         raise DeltaError(
             f"{provider} was asked for, but there is no NVIDIA driver here", "ask for CPUExecutionProvider"
         ) from None
+    if provider == PROVIDERS["tensorrt"]:  # it has no option for TF32, only this switch of the CUDA libraries
+        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find, needed or not
         onnxruntime.preload_dlls()  # without it the CUDA libraries of pip packages are not found
 

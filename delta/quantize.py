@@ -8,6 +8,7 @@ much, the convolutions that cost the most stay in float32.
 import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +65,9 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
 def to_int8(model: onnx.ModelProto, pixels: Sequence[Pixels], *, search: int, max_change: float) -> Int8Result:
     """Quantize the convolutions of `model`, calibrated on `pixels`, and keep in float32 those that cost too much.
 
-    Each convolution is quantized alone to rank them by the AbsRel it causes; then the fewest of the worst are left out
-    that keep 1 - delta1 against the float32 graph within `max_change` on the first `search` images.
+    Each convolution is quantized alone, to rank them by the AbsRel it causes for each weight it would save; then the
+    fewest of the worst are left out that keep 1 - delta1 against the float32 graph within `max_change` on the first
+    `search` images.
 
     Raises:
         DeltaError: no images.
@@ -75,7 +77,8 @@ def to_int8(model: onnx.ModelProto, pixels: Sequence[Pixels], *, search: int, ma
     ranges = _calibrate(model, pixels)
     probes = pixels[:search]
     expected = _run(model, probes)
-    names = [node.name for node in model.graph.node if node.op_type == "Conv"]
+    sizes = {tensor.name: prod(tensor.dims) for tensor in model.graph.initializer}
+    weights = {node.name: sizes[node.input[1]] for node in model.graph.node if node.op_type == "Conv"}
 
     def attempt(excluded: Sequence[str]) -> Int8Result:
         quantized = _quantize(model, ranges, excluded)
@@ -88,9 +91,9 @@ def to_int8(model: onnx.ModelProto, pixels: Sequence[Pixels], *, search: int, ma
     whole = attempt(())
     if fits(whole):
         return whole
-    alone = {name: attempt([other for other in names if other != name]).agreement.abs_rel for name in names}
-    worst_first = sorted(names, key=lambda name: -alone[name])
-    low, high, best = 1, len(names), attempt(worst_first)
+    alone = {name: attempt([other for other in weights if other != name]).agreement.abs_rel for name in weights}
+    worst_first = sorted(weights, key=lambda name: -alone[name] / weights[name])
+    low, high, best = 1, len(weights), attempt(worst_first)
     while low < high:  # more left out is never worse, but for noise
         middle = (low + high) // 2
         result = attempt(worst_first[:middle])
@@ -139,6 +142,7 @@ def _quantize(model: onnx.ModelProto, ranges: TensorsData, excluded: Collection[
         extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
     )
     quantizer.quantize_model()
+    quantizer.model.topological_sort()  # it appends the new nodes; ONNX wants them in order
     quantized = quantizer.model.model
     assert quantized is not None
     _compact(quantized.graph)

@@ -20,16 +20,19 @@ from delta.panel import save_picture, side_by_side
 from delta.predict import DepthPredictor, normalize_for_display
 from delta.teacher import DEFAULT_TEACHER, Teacher, load_teacher, teacher_name
 from delta_cache.reader import Store
+from delta_cache.schema import Status
 from delta_pipelines import console, provenance, report
 from delta_pipelines.build_cache import CacheRecipe, build_cache, plan_store
 from delta_pipelines.distill import Summary, TrainRecipe, distill
-from delta_pipelines.export_model import export_model, verify_model
+from delta_pipelines.export_bundle import ExportRecipe, export_bundle
 from delta_pipelines.feed import read_samples, split_store
 from delta_pipelines.holdout import load_holdout
 from delta_pipelines.recipe import load_recipe
+from delta_pipelines.verify import verify
 
 PHOTOS_AT_MOST = 60
 SAMPLES_SEEN = 360
+VERIFIED_AT_MOST = 12
 ROWS_SHOWN = 4
 TIMED_RUNS = 5
 
@@ -88,10 +91,9 @@ def run_demo(out: Path, photos: Path | None, teacher: str | None, device: torch.
         train_recipe = _scale(train_recipe, store)
         summary = distill(train_recipe, store.path, place / "run", device=device, watcher=watcher)
     with watch.stage("export to ONNX and verify"):
-        export_model(place / "run", place / "model.onnx", folder)
-        verify_model(place / "model.onnx", place / "run", folder).require()
+        _export(store, place)
     with watch.stage("see depth"):
-        panel = _draw(store, train_recipe, place / "model.onnx", place / "panel.png")
+        panel = _draw(store, train_recipe, place / "bundle", place / "panel.png")
     return _summarize(place, store, train_recipe, loaded, summary, panel, watch.seconds, remarks)
 
 
@@ -117,6 +119,14 @@ def _load_teacher(name: str | None, recipe: CacheRecipe, device: torch.device, r
 def _scale(recipe: TrainRecipe, store: Store) -> TrainRecipe:
     count = len(split_store(store, recipe.feed).train)
     return msgspec.structs.replace(recipe, epochs=max(1.0, SAMPLES_SEEN / count))
+
+
+def _export(store: Store, place: Path) -> None:
+    """Write the bundle, in float32 only as this is a demo, and compare it with its student on cached photos."""
+    usable = int((store.status() == Status.OK).sum())
+    recipe = load_recipe(ExportRecipe, "export", [f"verify_photos={min(usable, VERIFIED_AT_MOST)}"])
+    export_bundle(recipe, place / "run", place / "bundle", store.path, precisions=["fp32"])
+    verify(recipe, place / "bundle", place / "run", store.path).require()
 
 
 def _draw(store: Store, recipe: TrainRecipe, model: Path, path: Path) -> Path:
@@ -146,7 +156,7 @@ def _summarize(
     before, _ = load_student(bundled.STUDENT)
     holdout = load_holdout(store, split_store(store, recipe.feed), recipe.size_px)
     teacher_ms, student_ms = _time_both(
-        teacher, DepthPredictor.open(place / "model.onnx"), store.contract.recipe["size_px"]
+        teacher, DepthPredictor.open(place / "bundle"), store.contract.recipe["size_px"]
     )
     return DemoSummary(
         panel=panel,

@@ -6,11 +6,11 @@ one-hot kernels and put together by a pixel shuffle, the context vector is broad
 group norm move into the convolution behind it. Nothing is approximated; only the order of float32 sums differs.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
-from timm.layers import Attention, GroupNorm1
-from timm.models.mobilevit import LinearSelfAttention, LinearTransformerBlock, MobileVitBlock, MobileVitV2Block
-from timm.models.vision_transformer import Block
+from timm.models.mobilevit import MobileVitBlock, MobileVitV2Block
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -49,10 +49,13 @@ def to_mobile(student: Student) -> MobileStudent:
     return MobileStudent(student).eval()
 
 
+# Below, a timm module that is taken apart is Any: its attributes are Tensor | Module to a type checker.
+
+
 class MobileV2Block(nn.Module):
     """MobileViTv2's block: local convolutions, then linear attention over the pixels of each place in a patch."""
 
-    def __init__(self, block: MobileVitV2Block) -> None:
+    def __init__(self, block: Any) -> None:
         super().__init__()
         self.local = nn.Sequential(block.conv_kxk, block.conv_1x1)
         self.unfold = Unfold(block.conv_1x1.out_channels, block.patch_size)
@@ -70,7 +73,7 @@ class MobileV2Block(nn.Module):
 class MobileLinearLayer(nn.Module):
     """Linear self-attention and a two-layer perceptron, each on standardized input, each added to it."""
 
-    def __init__(self, layer: LinearTransformerBlock) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         self.norm1, self.norm2 = Standardize(layer.norm1), Standardize(layer.norm2)
         self.attention = MobileLinearAttention(layer.attn, layer.norm1)
@@ -85,7 +88,7 @@ class MobileLinearLayer(nn.Module):
 class MobileLinearAttention(nn.Module):
     """Linear self-attention (Mehta and Rastegari, 2022) whose context vector is broadcast, not repeated."""
 
-    def __init__(self, attention: LinearSelfAttention, norm: GroupNorm1) -> None:
+    def __init__(self, attention: Any, norm: nn.GroupNorm) -> None:
         super().__init__()
         self.width = attention.embed_dim
         self.qkv = absorb_affine(attention.qkv_proj, norm)
@@ -101,7 +104,7 @@ class MobileLinearAttention(nn.Module):
 class MobileV1Block(nn.Module):
     """MobileViT's first block: full attention among the pixels of each place in a patch."""
 
-    def __init__(self, block: MobileVitBlock) -> None:
+    def __init__(self, block: Any) -> None:
         super().__init__()
         if block.conv_fusion is None:
             raise RuntimeError("a MobileViT block without fusion has no mobile form here")
@@ -124,7 +127,7 @@ class MobileV1Block(nn.Module):
 class MobileLayer(nn.Module):
     """Self-attention and a two-layer perceptron, each on normalized input, each added to it."""
 
-    def __init__(self, layer: Block) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         self.attention = nn.Sequential(layer.norm1, MobileAttention(layer.attn), layer.ls1)
         self.mlp = nn.Sequential(layer.norm2, layer.mlp, layer.ls2)
@@ -138,7 +141,7 @@ class MobileLayer(nn.Module):
 class MobileAttention(nn.Module):
     """Self-attention of rank 4: query, key and value are three products, not slices of one of rank 5."""
 
-    def __init__(self, attention: Attention) -> None:
+    def __init__(self, attention: Any) -> None:
         super().__init__()
         plain = (attention.q_norm, attention.k_norm, attention.norm)
         if attention.gate is not None or not all(isinstance(norm, nn.Identity) for norm in plain):
@@ -180,7 +183,7 @@ class Unfold(nn.Module):
 class Standardize(nn.Module):
     """A group norm of one group without its gain and offset, which `absorb_affine` gives to what follows."""
 
-    def __init__(self, norm: GroupNorm1) -> None:
+    def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
         if norm.num_groups != 1:
             raise RuntimeError(f"a norm of {norm.num_groups} groups has no mobile form here")
@@ -200,7 +203,7 @@ def fold(patches: Float[Tensor, "b c 4 n"], size: torch.Size) -> Float[Tensor, "
     return functional.pixel_shuffle(places, SIDE)
 
 
-def absorb_affine(convolution: nn.Conv2d, norm: GroupNorm1) -> nn.Conv2d:
+def absorb_affine(convolution: nn.Conv2d, norm: nn.GroupNorm) -> nn.Conv2d:
     """Return the 1x1 convolution that does to standardized input what `convolution` does after `norm`, in float64."""
     weight, gain, offset = (each.detach().double() for each in (convolution.weight, norm.weight, norm.bias))
     bias = weight.flatten(1) @ offset

@@ -27,6 +27,7 @@ from delta.metrics import Agreement, agreement
 from delta.onnx_model import INPUT_NAME, METADATA_PREFIX, OUTPUT_NAME
 
 Pixels = Float32[np.ndarray, "3 h w"]
+RANKING_IMAGES = 4  # enough to tell the convolutions that cost most from the others
 HALF_MAX = float(np.finfo(np.float16).max)
 
 
@@ -74,15 +75,14 @@ def to_int8(model: onnx.ModelProto, pixels: Sequence[Pixels], *, search: int, ma
     """
     if not pixels:
         raise DeltaError("int8 needs photos to be calibrated on", "name a folder of photos or a store")
-    ranges = _calibrate(model, pixels)
-    probes = pixels[:search]
+    ranges, probes = _calibrate(model, pixels), pixels[:search]
     expected = _run(model, probes)
     sizes = {tensor.name: prod(tensor.dims) for tensor in model.graph.initializer}
     weights = {node.name: sizes[node.input[1]] for node in model.graph.node if node.op_type == "Conv"}
 
-    def attempt(excluded: Sequence[str]) -> Int8Result:
+    def attempt(excluded: Sequence[str], images: int = search) -> Int8Result:
         quantized = _quantize(model, ranges, excluded)
-        found = agreement(_run(quantized, probes), expected)
+        found = agreement(_run(quantized, probes[:images]), expected[:images])
         return Int8Result(model=quantized, excluded=tuple(excluded), agreement=found)
 
     def fits(result: Int8Result) -> bool:
@@ -91,7 +91,10 @@ def to_int8(model: onnx.ModelProto, pixels: Sequence[Pixels], *, search: int, ma
     whole = attempt(())
     if fits(whole):
         return whole
-    alone = {name: attempt([other for other in weights if other != name]).agreement.abs_rel for name in weights}
+    alone = {
+        name: attempt([other for other in weights if other != name], RANKING_IMAGES).agreement.abs_rel
+        for name in weights
+    }
     worst_first = sorted(weights, key=lambda name: -alone[name] / weights[name])
     low, high, best = 1, len(weights), attempt(worst_first)
     while low < high:  # more left out is never worse, but for noise
@@ -177,6 +180,7 @@ def _compact(graph: onnx.GraphProto) -> None:
 def _run(model: onnx.ModelProto, pixels: Sequence[Pixels]) -> torch.Tensor:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # many short sessions: do not busy-wait
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return torch.from_numpy(
         np.concatenate([np.asarray(session.run([OUTPUT_NAME], {INPUT_NAME: image[None]})[0]) for image in pixels])

@@ -183,7 +183,8 @@ def _grouped(frames: Iterator[Any], batch: int) -> Iterator[list[Any]]:
 def _av() -> Any:
     try:
         import av
+        from av import logging
     except ImportError as error:
         raise DeltaError("videos need PyAV, which is not installed", "pip install 'delta-depth[video]'") from error
-    av.logging.set_level(av.logging.PANIC)  # what goes wrong comes back as an exception, and is said once
+    logging.set_level(logging.PANIC)  # what goes wrong comes back as an exception, and is said once
     return av

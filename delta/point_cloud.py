@@ -71,7 +71,7 @@ def draw_view(cloud: PointCloud, height_px: int, width_px: int) -> UInt8[np.ndar
     down = np.rint(-seen[:, 1] * focal_px / distance + height / 2).astype(int)
     order = np.argsort(-distance)
     picture = np.full((height + 2, width + 2, 3), 255, dtype=np.uint8)
-    side = max(1, int(np.ceil(zoom * 1.5)))  # a point covers what it did in the photo
+    side = max(2, int(np.ceil(zoom * 2.5)))  # a point covers a little more than in the photo: turned away, they spread
     for offset_y, offset_x in np.ndindex(side, side):
         row, column = down[order] + offset_y, across[order] + offset_x
         inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)

@@ -17,7 +17,7 @@ from delta.onnx_model import METADATA_PREFIX, RECEIPT_KEY
 
 
 class Measured(Config, frozen=True, kw_only=True):
-    """The worst numbers of one comparison, as `delta.parity.ParityReport` defines them."""
+    """The worst numbers of one comparison, as `delta.parity_report.ParityReport` defines them."""
 
     provider: str
     reference: str

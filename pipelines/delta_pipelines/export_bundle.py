@@ -18,7 +18,8 @@ from delta.config import Config
 from delta.errors import CheckFailed, DeltaError
 from delta.export import export_onnx, require_valid_size
 from delta.onnx_model import DYNAMIC_BATCH, METADATA_PREFIX
-from delta.parity import ParityReport, compare, onnx_side, torch_side
+from delta.parity import compare, onnx_side, torch_side
+from delta.parity_report import ParityReport
 from delta.quantize import save, to_float16, to_int8
 from delta.receipt import file_sha256, stamp
 from delta.student import Student

@@ -13,7 +13,7 @@ from delta_pipelines import console
 
 if TYPE_CHECKING:
     from delta.bundle import BundleCard
-    from delta.parity import ParityReport
+    from delta.parity_report import ParityReport
     from delta_pipelines.bench_latency import Latency
     from delta_pipelines.predict_photos import Throughput
     from delta_pipelines.verify import VerifyReport

@@ -16,7 +16,8 @@ from delta.config import Config
 from delta.errors import CheckFailed, DeltaError
 from delta.images import resize, to_tensor_layout
 from delta.onnx_model import providers_named
-from delta.parity import ParityReport, Side, compare, onnx_side, torch_side
+from delta.parity import Side, compare, onnx_side, torch_side
+from delta.parity_report import ParityReport
 from delta.predict import DepthPredictor, read_model_card
 from delta.receipt import file_sha256, read_receipt
 from delta_pipelines.export_bundle import ExportRecipe, describe

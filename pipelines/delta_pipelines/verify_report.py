@@ -10,7 +10,7 @@ import numpy as np
 from delta.colormaps import colorize
 from delta.files import write_aside
 from delta.panel import LINE_COLORS, save_picture, side_by_side
-from delta.parity import DECADES, ParityReport
+from delta.parity_report import DECADES, ParityReport
 from delta_pipelines.verify import VerifyReport, Worst
 
 PANELS_AT_MOST = 12

@@ -12,7 +12,8 @@ from delta.checkpoint import StudentCard, load_student, save_student
 from delta.errors import CheckFailed
 from delta.export import export_onnx
 from delta.images import read_photo
-from delta.parity import ParityReport, compare, onnx_side, torch_side
+from delta.parity import compare, onnx_side, torch_side
+from delta.parity_report import ParityReport
 from delta.predict import DepthPredictor, load_disparity_png16, save_disparity_png16
 from delta.student import Student, StudentConfig, build_student
 
@@ -21,7 +22,7 @@ PHOTOS = 6
 
 
 def scenes(count: int) -> list[np.ndarray]:
-    """Images with edges, gradients and texture: a flat one is no fair test, see `delta.parity.GATE_RELATIVE`."""
+    """Images with edges, gradients and texture: a flat one is no fair test, see `delta.parity_report.GATE_RELATIVE`."""
     random = np.random.default_rng(0)
     images = []
     for _ in range(count):

@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from delta.errors import CheckFailed, DeltaError
 from delta.export import export_onnx
-from delta.parity import GATE_RELATIVE, Gate, ParityReport, compare, compare_maps, onnx_side, torch_side
+from delta.parity import compare, compare_maps, onnx_side, torch_side
+from delta.parity_report import GATE_RELATIVE, Gate, ParityReport
 from delta.student import Student, StudentConfig
 
 SIZE_PX = (64, 128)

@@ -32,9 +32,8 @@ def exported(out: Path, card: "BundleCard") -> None:
     """Say what the bundle holds."""
     table = Table("file", "size", box=None, padding=(0, 2, 0, 0), header_style="dim")
     for model in card.models:
-        kept = (
-            f", {len(model.convolutions_in_float32)} convolutions in float32" if model.convolutions_in_float32 else ""
-        )
+        count = len(model.convolutions_in_float32)
+        kept = f", {count} convolution{'' if count == 1 else 's'} in float32" if count else ""
         table.add_row(model.file, f"{console.size_text(model.bytes)}{kept}")
     console.out.print(table)
     print(out)

@@ -15,7 +15,7 @@ from delta.checkpoint import is_student, load_student
 from delta.config import Config
 from delta.errors import CheckFailed, DeltaError
 from delta.images import resize, to_tensor_layout
-from delta.onnx_model import providers_named
+from delta.onnx_model import ModelCard, providers_named
 from delta.parity import Side, compare, onnx_side, torch_side
 from delta.parity_report import ParityReport
 from delta.predict import DepthPredictor, read_model_card
@@ -97,26 +97,26 @@ def verify(
     """
     if is_student(candidate) and not is_student(reference):
         candidate, reference = reference, candidate
-    files = _files(candidate)
-    _require_kin(files, reference)
+    cards = {file: read_model_card(file) for file in _files(candidate)}
+    _require_kin(cards, reference)
     names = providers_named(providers)
     sample = _sample(recipe, photos, truth)
-    problems, notes = _check_files(candidate, files)
+    problems, notes = _check_files(candidate, list(cards))
     notes += [f"left out {reason}" for reason in sample.left_out]
-    rows: dict[Path, list[ParityReport]] = {file: [] for file in files}
+    rows: dict[Path, list[ParityReport]] = {file: [] for file in cards}
     base, base_size = None, None
-    for file, provider in ((file, provider) for file in files for provider in names):
-        size_px = read_model_card(file).size_px
+    for file, provider in ((file, provider) for file in cards for provider in names):
+        size_px = cards[file].size_px
         if base is None or size_px != base_size:  # a bundle lists its files size by size
-            base, base_size = _remembering(_reference(reference, file)), size_px
+            base, base_size = _remembering(_reference(reference, file, size_px)), size_px
         side = onnx_side(file, provider)
         row = compare(
-            base, side, sample.images, depths_m=sample.depths_m, fp32_bytes=_fp32_bytes(files, file, reference)
+            base, side, sample.images, depths_m=sample.depths_m, fp32_bytes=_fp32_bytes(cards, file, reference)
         )
         rows[file].append(row)
         on_row(row)
         on_worst(_worst(row, base, side, sample))
-    speeds = [_compare_speed(*pair, sample.images[0]) for pair in _pairs(files)]
+    speeds = [_compare_speed(*pair, sample.images[0]) for pair in _pairs(cards)]
     notes += [_say_speed(speed) for speed in speeds]
     flat = tuple(row for each in rows.values() for row in each)
     report = VerifyReport(
@@ -136,16 +136,16 @@ def _files(path: Path) -> list[Path]:
     return [path]
 
 
-def _require_kin(files: list[Path], reference: Path) -> None:
+def _require_kin(cards: dict[Path, ModelCard], reference: Path) -> None:
     """Refuse files of another student: their differences would mean nothing."""
     if not is_student(reference):
         return
     fingerprint = load_student(reference)[1].fingerprint
-    for file in files:
-        other = read_model_card(file).fingerprint
-        if other != fingerprint:
+    for file, card in cards.items():
+        if card.fingerprint != fingerprint:
+            ours, theirs = card.fingerprint[:12], fingerprint[:12]
             raise DeltaError(
-                f"{file} was exported from training {other[:12]}, {reference} is training {fingerprint[:12]}",
+                f"{file} was exported from training {ours}, {reference} is training {theirs}",
                 f"name the run it came from, or `delta export {reference} OUT`",
             )
 
@@ -160,13 +160,12 @@ def _sample(recipe: ExportRecipe, photos: Path, truth: Path | None) -> PhotoSamp
     return sample
 
 
-def _reference(path: Path, file: Path) -> Side:
+def _reference(path: Path, file: Path, size_px: tuple[int, int]) -> Side:
     if is_student(path):
         student, card = load_student(path)
         return torch_side(student, f"training {card.fingerprint[:12]}")
     if not path.is_dir():
         return onnx_side(path)
-    size_px = read_model_card(file).size_px
     found = [model for model in bundle.read_bundle_card(path).models if model.size_px == size_px]
     if not found:
         raise DeltaError(
@@ -188,17 +187,16 @@ def _remembering(side: Side) -> Side:
     return replace(side, infer=infer)
 
 
-def _fp32_bytes(files: list[Path], file: Path, reference: Path) -> int:
+def _fp32_bytes(cards: dict[Path, ModelCard], file: Path, reference: Path) -> int:
     """Size of the float32 file: the sibling of the same size, the reference, or the bytes of the student's weights."""
-    siblings = [*files, *([reference] if reference.is_file() and not is_student(reference) else [])]
-    card = read_model_card(file)
-    for other in siblings:
-        found = read_model_card(other)
-        if (found.size_px, found.precision) == (card.size_px, "fp32"):
-            return other.stat().st_size
     if is_student(reference):
-        return 4 * sum(parameter.numel() for parameter in load_student(reference)[0].parameters())
-    return 0
+        other, known = 4 * sum(parameter.numel() for parameter in load_student(reference)[0].parameters()), {}
+    else:
+        other, known = 0, {reference: read_model_card(reference)} if reference.is_file() else {}
+    for path, card in (cards | known).items():
+        if (card.size_px, card.precision) == (cards[file].size_px, "fp32"):
+            return path.stat().st_size
+    return other
 
 
 def _check_files(candidate: Path, files: list[Path]) -> tuple[list[str], list[str]]:
@@ -232,8 +230,7 @@ def _worst(row: ParityReport, base: Side, side: Side, sample: PhotoSample) -> Wo
     )
 
 
-def _pairs(files: list[Path]) -> Iterator[tuple[Path, Path]]:
-    cards = {file: read_model_card(file) for file in files}
+def _pairs(cards: dict[Path, ModelCard]) -> Iterator[tuple[Path, Path]]:
     for file, card in cards.items():
         for other, sibling in cards.items():
             if (card.precision, sibling.precision) == ("fp32", "int8") and card.size_px == sibling.size_px:

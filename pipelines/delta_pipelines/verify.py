@@ -179,7 +179,7 @@ def _remembering(side: Side) -> Side:
     answers: dict[bytes, np.ndarray] = {}
 
     def infer(pixels: np.ndarray) -> np.ndarray:
-        key = hashlib.sha256(pixels).digest()
+        key = hashlib.sha256(pixels.tobytes()).digest()
         if key not in answers:
             answers[key] = side.infer(pixels)
         return answers[key]

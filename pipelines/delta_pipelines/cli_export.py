@@ -58,6 +58,7 @@ def export(
         sizes=[parse_size(text) for text in size or []],
         precisions=precision or PRECISIONS,
         dynamic_batch=dynamic_batch,
+        on_start=lambda name: console.say(f"making {name}"),
         on_file=report_export.compared,
     )
     console.show_json(card) if as_json else report_export.exported(out, card)

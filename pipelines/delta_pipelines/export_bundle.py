@@ -55,6 +55,7 @@ def export_bundle(
     sizes: Sequence[tuple[int, int]] = (),
     precisions: Sequence[str] = bundle.PRECISIONS,
     dynamic_batch: bool = False,
+    on_start: Callable[[str], None] = lambda name: None,
     on_file: Callable[[ParityReport], None] = lambda report: None,
 ) -> BundleCard:
     """Export a run's student to the folder `out`: every size in every precision, each compared with the student.
@@ -62,6 +63,7 @@ def export_bundle(
     Args:
         photos: folder or store that calibrates int8 and on which each file is compared.
         sizes: heights and widths of the graphs; the student's training size by default.
+        on_start: called with the name of each file before it is made; int8 can take minutes.
         on_file: called with each file's comparison.
 
     Raises:
@@ -85,7 +87,9 @@ def export_bundle(
             )
             graph, fp32_bytes = onnx.load_model(plain), plain.stat().st_size
         for precision in precisions:
-            path = save(_in_precision(graph, precision, size_px, sample, recipe), out / _file_name(size_px, precision))
+            path = out / _file_name(size_px, precision)
+            on_start(path.name)
+            save(_in_precision(graph, precision, size_px, sample, recipe), path)
             report = compare(reference, onnx_side(path), sample.images, fp32_bytes=fp32_bytes)
             on_file(report)
             if report.passed:

@@ -92,6 +92,7 @@ def test_coreml_takes_the_whole_graph(exported: tuple[Student, Path], tmp_path: 
         assert (found.num_partitions, found.num_supported_nodes) == (1, found.num_nodes)
 
 
+@pytest.mark.slow
 def test_the_plain_graph_would_come_back_in_pieces(tmp_path: Path) -> None:
     """What the rewrite is for; the checker does see the difference."""
     plain = export_onnx(seen("mobilevitv2_050"), tmp_path / "plain.onnx", (64, 128), {}, mobile=False)

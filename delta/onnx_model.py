@@ -18,8 +18,12 @@ FORMAT_VERSION = 1
 METADATA_PREFIX = "delta."
 INPUT_NAME = "image"  # float32 1x3xHxW, RGB in [0, 1]
 OUTPUT_NAME = "disparity"  # float32 1xHxW, larger is nearer
+DYNAMIC_BATCH = "batch"  # the name of the first dimension where any number of images may be given
+RECEIPT_KEY = "receipt"
 EXPORT_AGAIN = "`delta export` writes such files"
-CARD_TEXTS = ("encoder", "teacher", "commit", "fingerprint")
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+NVIDIA = (PROVIDERS["cuda"], PROVIDERS["tensorrt"])
+CARD_TEXTS = ("encoder", "teacher", "commit", "fingerprint", "precision", RECEIPT_KEY)
 
 
 class ModelCard(Config, frozen=True, kw_only=True):
@@ -27,11 +31,19 @@ class ModelCard(Config, frozen=True, kw_only=True):
 
     format_version: int
     size_px: tuple[int, int]  # height, width of the graph
+    dynamic_batch: bool = False  # else the graph takes one image
+    precision: str = "fp32"
     encoder: str = ""
     teacher: str = ""
     commit: str = ""
     fingerprint: str = ""  # of the training that made the weights
+    receipt: str = ""  # JSON of `delta.receipt.Receipt`: what a verification found
     extra: dict[str, str] = msgspec.field(default_factory=dict)  # what else the exporter wrote
+
+
+def providers_named(names: Sequence[str]) -> list[str]:
+    """Turn "cpu", "cuda" and "tensorrt" into onnxruntime's names; its own names stay."""
+    return list(dict.fromkeys(PROVIDERS.get(name.lower(), name) for name in names))
 
 
 def read_model_card(path: Path) -> ModelCard:
@@ -89,8 +101,9 @@ def _require_providers(providers: Sequence[str]) -> None:
         raise DeltaError("no execution provider was named", f"name one of {', '.join(available)}")
     for provider in providers:
         if provider not in available:
-            raise DeltaError(f"this onnxruntime has no {provider}", f"it has {', '.join(available)}")
-    if providers[0] in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
+            gpu = " (pip install onnxruntime-gpu, without onnxruntime beside it)" if provider in NVIDIA else ""
+            raise DeltaError(f"this onnxruntime has no {provider}", f"it has {', '.join(available)}{gpu}")
+    if providers[0] in NVIDIA:
         _load_cuda(providers[0])
 
 
@@ -101,6 +114,8 @@ def _load_cuda(provider: str) -> None:
         raise DeltaError(
             f"{provider} was asked for, but there is no NVIDIA driver here", "ask for CPUExecutionProvider"
         ) from None
+    if provider == PROVIDERS["tensorrt"]:  # it has no option for TF32, only this switch of the CUDA libraries
+        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find, needed or not
         onnxruntime.preload_dlls()  # without it the CUDA libraries of pip packages are not found
 
@@ -126,17 +141,20 @@ def _parse_card(metadata: Mapping[str, str], path: Path) -> ModelCard:
             f"{path} has format version {version}; this Delta reads version {FORMAT_VERSION}",
             "pip install --upgrade delta-depth",
         )
+    dynamic_batch = fields.pop("batch", "1") == DYNAMIC_BATCH
     texts = {name: fields.pop(name) for name in CARD_TEXTS if name in fields}
     try:
         size_px = (int(fields.pop("height_px")), int(fields.pop("width_px")))
-        return ModelCard(format_version=int(version), size_px=size_px, extra=fields, **texts)
+        return ModelCard(
+            format_version=int(version), size_px=size_px, dynamic_batch=dynamic_batch, extra=fields, **texts
+        )
     except (KeyError, ValueError) as error:
         raise DeltaError(f"{path} is damaged: its metadata gives no version and size", EXPORT_AGAIN) from error
 
 
 def _require_graph_of(card: ModelCard, session: onnxruntime.InferenceSession, path: Path) -> None:
-    height_px, width_px = card.size_px
-    expected = {INPUT_NAME: [1, 3, height_px, width_px], OUTPUT_NAME: [1, height_px, width_px]}
+    batch = DYNAMIC_BATCH if card.dynamic_batch else 1
+    expected = {INPUT_NAME: [batch, 3, *card.size_px], OUTPUT_NAME: [batch, *card.size_px]}
     found = {end.name: end.shape for end in (*session.get_inputs(), *session.get_outputs())}
     if found != expected:
         raise DeltaError(f"{path} does not fit its metadata: it has {found} instead of {expected}", EXPORT_AGAIN)

@@ -11,10 +11,19 @@ import onnxruntime
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps, PngImagePlugin
 
+from delta.bundle import choose_model
 from delta.errors import DeltaError, UnreadablePhoto
 from delta.files import write_aside
 from delta.images import read_photo, resize, to_tensor_layout
-from delta.onnx_model import EXPORT_AGAIN, INPUT_NAME, OUTPUT_NAME, ModelCard, open_session, read_model_card
+from delta.onnx_model import (
+    EXPORT_AGAIN,
+    INPUT_NAME,
+    OUTPUT_NAME,
+    ModelCard,
+    open_session,
+    providers_named,
+    read_model_card,
+)
 
 __all__ = [
     "DepthPredictor",
@@ -42,13 +51,16 @@ class DepthPredictor:
     def open(
         cls, path: Path | str, *, providers: Sequence[str] = ("CPUExecutionProvider",), threads: int = 0
     ) -> "DepthPredictor":
-        """Load a model to run on the first of `providers`, with `threads` CPU threads (0: one a core).
+        """Load a model, or of a bundle the first, to run on the first of `providers` with `threads` CPU threads.
+
+        0 threads are one a core; providers are onnxruntime's names, or "cpu", "cuda", "tensorrt".
 
         Raises:
             DeltaError: the file is missing, damaged or not Delta's, or the first provider would not be used.
         """
-        session, card = open_session(Path(path), providers, threads)
-        return cls(session, card, Path(path))
+        file = choose_model(Path(path))
+        session, card = open_session(file, providers_named(providers), threads)
+        return cls(session, card, file)
 
     @property
     def provider(self) -> str:
@@ -65,6 +77,21 @@ class DepthPredictor:
         disparity = self.infer(to_tensor_layout(resize(photo, *self.card.size_px)))
         return _resize_disparity(disparity, *photo.shape[:2])
 
+    def predict_batch(
+        self, images: Sequence[UInt8[np.ndarray, "_ _ 3"] | Image.Image | Path | str]
+    ) -> list[Float32[np.ndarray, "_ _"]]:
+        """Predict several photos, each at its own size: in one run where the graph's batch is dynamic, else in turns.
+
+        Raises:
+            DeltaError: a photo cannot be read, or the model fails.
+        """
+        photos = [as_photo(image) for image in images]
+        if not self.card.dynamic_batch or len(photos) < 2:
+            return [self.predict(photo) for photo in photos]
+        pixels = np.stack([to_tensor_layout(resize(photo, *self.card.size_px)) for photo in photos])
+        answers = zip(self._run(pixels), photos, strict=True)
+        return [_resize_disparity(disparity, *photo.shape[:2]) for disparity, photo in answers]
+
     def infer(self, pixels: Float32[np.ndarray, "3 h w"]) -> Float32[np.ndarray, "h w"]:
         """Run the graph alone, on RGB in [0, 1] at the graph's own size.
 
@@ -74,8 +101,11 @@ class DepthPredictor:
         if pixels.shape[1:] != self.card.size_px:
             found, expected = ("x".join(map(str, size)) for size in (pixels.shape[1:], self.card.size_px))
             raise DeltaError(f"the image is {found} px, the graph takes {expected}", "`predict` resizes by itself")
+        return self._run(pixels[None])[0]
+
+    def _run(self, pixels: Float32[np.ndarray, "b 3 h w"]) -> Float32[np.ndarray, "b h w"]:
         try:
-            return np.asarray(self._session.run([OUTPUT_NAME], {INPUT_NAME: pixels[None]})[0])[0]
+            return np.asarray(self._session.run([OUTPUT_NAME], {INPUT_NAME: pixels})[0])
         except Exception as error:  # onnxruntime's exceptions share no narrower base
             message = f"{self._path} failed on {self.provider}: the file is damaged, or memory ran out"
             raise DeltaError(message, EXPORT_AGAIN) from error

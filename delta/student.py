@@ -63,7 +63,10 @@ class Student(nn.Module):
 
         `channels` has the same keys.
         """
-        outputs = self.encoder((image - self.mean) / self.std)
+        return self.decode(self.encoder((image - self.mean) / self.std))
+
+    def decode(self, outputs: list[Tensor]) -> tuple[Float[Tensor, "b h w"], dict[int, Tensor]]:
+        """Predict disparity from the encoder's outputs and return its levels by stride with it."""
         levels = dict(zip(self._strides, outputs, strict=True))
         levels = {
             stride: level.permute(0, 3, 1, 2) if self._turn else level

@@ -11,11 +11,10 @@ from typing import Annotated
 import typer
 
 from delta import __version__
-from delta_pipelines import cli_train
+from delta_pipelines import cli_export, cli_train
 from delta_pipelines.cli_bench import bench
 from delta_pipelines.cli_cache import cache
-from delta_pipelines.cli_train import Run
-from delta_pipelines.options import Device, Json, Teacher
+from delta_pipelines.options import Device, Teacher
 
 app = typer.Typer(
     name="delta",
@@ -27,63 +26,11 @@ app = typer.Typer(
 app.add_typer(cache, name="cache")
 app.add_typer(bench, name="bench")
 cli_train.register(app)
+cli_export.register(app)
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 INTERRUPTED = 130
 MENDABLE = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
-
-
-@app.command()
-def export(
-    run: Run,
-    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="File to write.")],
-    photos: Annotated[
-        Path | None, typer.Option(help="Photos for the parity check [default: the dozen that ship with Delta].")
-    ] = None,
-    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the graph [default: as trained].")] = "",
-    as_json: Json = False,
-) -> None:
-    """Export a student to ONNX and check it against the student on real photos; a file that fails is not written."""
-    from delta.bundled import PHOTOS
-    from delta_pipelines import report
-    from delta_pipelines.export_model import export_model, parse_size
-
-    report.parity(export_model(run, model, photos or PHOTOS, parse_size(size)), model, as_json)
-
-
-@app.command()
-def verify(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An exported student.")],
-    run: Run,
-    photos: Annotated[Path, typer.Argument(metavar="PHOTOS", help="A photo or a folder of photos.")],
-    as_json: Json = False,
-) -> None:
-    """Compare an ONNX file with the student of a run; exit 3 when they differ."""
-    from delta_pipelines import report
-    from delta_pipelines.export_model import verify_model
-
-    result = verify_model(model, run, photos)
-    report.parity(result, model, as_json)
-    result.require()
-
-
-@app.command()
-def predict(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An exported student.")],
-    photos: Annotated[Path, typer.Argument(metavar="PHOTO|FOLDER", help="What to see depth in.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder for the pictures.")],
-    colormap: Annotated[str, typer.Option(help="spectral, inferno, viridis or gray.")] = "spectral",
-    png16: Annotated[bool, typer.Option("--png16", help="Also write the disparity as 16-bit PNG.")] = False,
-    npy: Annotated[bool, typer.Option("--npy", help="Also write the disparity as float32 .npy.")] = False,
-) -> None:
-    """See depth in photos with an exported student."""
-    from delta_pipelines import report
-    from delta_pipelines.predict_photos import predict_photos
-
-    with report.prediction_progress() as on_photo:
-        pictures = predict_photos(model, photos, output, colormap=colormap, png16=png16, npy=npy, on_photo=on_photo)
-    for picture in pictures:
-        print(picture)
 
 
 @app.command()

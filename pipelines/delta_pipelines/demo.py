@@ -24,14 +24,16 @@ from delta_pipelines import console, provenance, report, report_cache, report_tr
 from delta_pipelines.build_cache import build_cache, plan_store
 from delta_pipelines.cache_recipe import CacheRecipe
 from delta_pipelines.distill import Summary, distill
-from delta_pipelines.export_model import export_model, verify_model
+from delta_pipelines.export_bundle import ExportRecipe, export_bundle
 from delta_pipelines.feed import read_samples, split_store
 from delta_pipelines.holdout import load_holdout
 from delta_pipelines.recipe import load_recipe
 from delta_pipelines.train_recipe import TrainRecipe
+from delta_pipelines.verify import verify
 
 PHOTOS_AT_MOST = 60
 SAMPLES_SEEN = 360
+VERIFIED_AT_MOST = 12
 ROWS_SHOWN = 4
 CACHE_SETTINGS = (f"limit={PHOTOS_AT_MOST}", "size_px=392", "chunk_samples=8", "taps=[9, 12]", "features.fit_photos=8")
 TIMED_RUNS = 5
@@ -91,10 +93,9 @@ def run_demo(out: Path, photos: Path | None, teacher: str | None, device: torch.
         train_recipe = _scale(train_recipe, store)
         summary = distill(train_recipe, store.url, place / "run", device=device, watcher=watcher, recipe_name="demo")
     with watch.stage("export to ONNX and verify"):
-        export_model(place / "run", place / "model.onnx", folder)
-        verify_model(place / "model.onnx", place / "run", folder).require()
+        _export(store, place)
     with watch.stage("see depth"):
-        panel = _draw(store, train_recipe, place / "model.onnx", place / "panel.png")
+        panel = _draw(store, train_recipe, place / "bundle", place / "panel.png")
     return _summarize(place, store, train_recipe, loaded, summary, panel, watch.seconds, remarks)
 
 
@@ -124,6 +125,14 @@ def _scale(recipe: TrainRecipe, store: Store) -> TrainRecipe:
     return msgspec.structs.replace(recipe, epochs=max(1.0, SAMPLES_SEEN / count))
 
 
+def _export(store: Store, place: Path) -> None:
+    """Write the bundle, in float32 only as this is a demo, and compare it with its student on cached photos."""
+    usable, photos = int(store.mask.sum()), Path(store.url)
+    recipe = load_recipe(ExportRecipe, "export", [f"verify_photos={min(usable, VERIFIED_AT_MOST)}"])
+    export_bundle(recipe, place / "run", place / "bundle", photos, precisions=["fp32"])
+    verify(recipe, place / "bundle", place / "run", photos).require()
+
+
 def _draw(store: Store, recipe: TrainRecipe, model: Path, path: Path) -> Path:
     """Held-out photos first, then others: photo, the teacher's cached answer, the exported student's."""
     split, predictor = split_store(store, recipe.feed), DepthPredictor.open(model)
@@ -151,7 +160,7 @@ def _summarize(
     before, _ = load_student(bundled.STUDENT)
     holdout = load_holdout(store, split_store(store, recipe.feed), recipe.size_px)
     teacher_ms, student_ms = _time_both(
-        teacher, DepthPredictor.open(place / "model.onnx"), store.contract.recipe["size_px"]
+        teacher, DepthPredictor.open(place / "bundle"), store.contract.recipe["size_px"]
     )
     return DemoSummary(
         panel=panel,

@@ -30,9 +30,10 @@ COMMANDS = {
     ),
     ("train",): ("STORE", "RUN", "--recipe", "--set", "--device", "--teacher"),
     ("runs",): ("FOLDER", "--output", "-o", "--json"),
-    ("export",): ("RUN", "MODEL.onnx", "--photos", "--size", "--json"),
-    ("verify",): ("MODEL.onnx", "RUN", "PHOTOS", "--json"),
-    ("predict",): ("MODEL.onnx", "PHOTO|FOLDER", "--output", "-o", "--colormap", "--png16", "--npy"),
+    ("export",): ("RUN", "OUT", "--photos", "--size", "--precision", "--dynamic-batch", "--recipe", "--set", "--json"),
+    ("verify",): ("BUNDLE|MODEL.onnx", "RUN|MODEL.onnx", "PHOTOS", "--provider", "--truth", "--junit", "--stamp"),
+    ("predict",): ("BUNDLE|MODEL.onnx", "PHOTO|FOLDER|VIDEO", "--output", "--depth-only", "--npy", "--ply", "--view"),
+    ("bench", "latency"): ("MODEL|RUN", "--teacher", "--recipe", "--set", "--json"),
     ("demo",): ("--out", "--photos", "--teacher", "--device"),
 }
 
@@ -80,7 +81,7 @@ def test_help_of_the_whole_lists_the_commands(delta):
     assert all(command[0] in ended.out for command in COMMANDS)
 
 
-@pytest.mark.parametrize("group", [(), ("cache",)])
+@pytest.mark.parametrize("group", [(), ("cache",), ("bench",)])
 def test_a_group_alone_shows_its_help(delta, group):
     ended = delta(*group)
     assert ended.code == 2  # click's way: nothing was done
@@ -104,7 +105,7 @@ def test_version_is_that_of_the_package(delta):
         (("cache", "build", "photos"), "STORE"),
         (("cache", "show", "store"), "--output"),
         (("cache", "show", "store", "-o", "x.png", "--samples", "0"), "--samples"),
-        (("export", "run"), "MODEL.onnx"),
+        (("export", "run"), "OUT"),
         (("verify", "model.onnx", "run"), "PHOTOS"),
         (("predict", "model.onnx", "photos"), "--output"),
         (("demo", "out"), "out"),

@@ -13,7 +13,7 @@ from delta import bundled
 from delta.checkpoint import load_student
 from delta.images import find_photos, read_photo
 from delta.onnx_model import read_model_card
-from delta.parity import compare
+from delta.parity import compare, onnx_side, torch_side
 from delta_pipelines.recipe import load_recipe
 from delta_pipelines.train_recipe import TrainRecipe
 
@@ -35,7 +35,8 @@ def test_the_bundled_export_is_the_bundled_student():
     exported = read_model_card(bundled.MODEL)
     assert (exported.fingerprint, exported.encoder) == (card.fingerprint, card.config.encoder)
     assert exported.size_px == (card.size_px, card.size_px)
-    report = compare(student, bundled.MODEL, [read_photo(photo) for photo in find_photos(bundled.PHOTOS)[:2]])
+    photos = [read_photo(photo) for photo in find_photos(bundled.PHOTOS)[:2]]
+    report = compare(torch_side(student), onnx_side(bundled.MODEL), photos)
     report.require()
     assert report.n_images == 2
 
@@ -91,7 +92,7 @@ def test_the_demo_distills_from_the_real_teacher(tmp_path: Path, teacher_dir: Pa
     assert "the bundled student acted as the teacher" not in err
     stages = ("load the teacher", "cache the teacher's answers", "train the student", "export to ONNX", "see depth")
     assert all(f"── {stage}" in err for stage in stages)
-    assert len(list(tmp_path.glob("*/model.onnx"))) == 1
+    assert len(list(tmp_path.glob("*/bundle/delta.json"))) == 1
 
 
 @pytest.mark.slow
@@ -104,5 +105,5 @@ def test_the_demo_without_a_teacher_takes_the_bundled_student_and_says_so(tmp_pa
     again, second = ended(python(DEMO, "demo", "--out", tmp_path / "out", **offline))
     assert_panel(again, tmp_path / "out")
     assert "resuming at step" in second  # what is done is kept
-    assert len(list((tmp_path / "out").glob("*/model.onnx"))) == 1
-    assert os.listdir(tmp_path / "out") == [next((tmp_path / "out").glob("*/model.onnx")).parent.name]
+    assert len(list((tmp_path / "out").glob("*/bundle/delta.json"))) == 1
+    assert os.listdir(tmp_path / "out") == [next((tmp_path / "out").glob("*/bundle")).parent.name]

@@ -12,7 +12,8 @@ from delta.checkpoint import StudentCard, load_student, save_student
 from delta.errors import CheckFailed
 from delta.export import export_onnx
 from delta.images import read_photo
-from delta.parity import ParityReport, compare
+from delta.parity import compare, onnx_side, torch_side
+from delta.parity_report import ParityReport
 from delta.predict import DepthPredictor, load_disparity_png16, save_disparity_png16
 from delta.student import Student, StudentConfig, build_student
 
@@ -21,7 +22,7 @@ PHOTOS = 6
 
 
 def scenes(count: int) -> list[np.ndarray]:
-    """Images with edges, gradients and texture: a flat one is no fair test, see `delta.parity.GATE_RELATIVE`."""
+    """Images with edges, gradients and texture: a flat one is no fair test, see `delta.parity_report.GATE_RELATIVE`."""
     random = np.random.default_rng(0)
     images = []
     for _ in range(count):
@@ -50,7 +51,7 @@ def export_and_compare(encoder: str, folder: Path, images: list[np.ndarray]) -> 
     student, card = load_student(save_student(folder / "student.safetensors", seen(encoder), card))
     metadata = {"encoder": encoder, "teacher": card.teacher, "fingerprint": card.fingerprint, "commit": card.commit}
     path = export_onnx(student, folder / f"{encoder}.onnx", (SIDE_PX, 2 * SIDE_PX), metadata)
-    return path, student, compare(student, path, images)
+    return path, student, compare(torch_side(student), onnx_side(path), images)
 
 
 def test_a_student_survives_disk_onnx_and_prediction(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +73,7 @@ def test_a_student_survives_disk_onnx_and_prediction(tmp_path: Path, capfd: pyte
     np.testing.assert_allclose(load_disparity_png16(tmp_path / "depth.png"), disparity, atol=level)
 
     with pytest.raises(CheckFailed, match=f"of {PHOTOS} differs by"):
-        compare(student, with_one_weight_off_by_a_percent(path), images).require()
+        compare(torch_side(student), onnx_side(with_one_weight_off_by_a_percent(path)), images).require()
 
 
 def with_one_weight_off_by_a_percent(path: Path) -> Path:

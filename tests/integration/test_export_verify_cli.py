@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import msgspec
 import numpy as np
@@ -11,9 +12,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from delta import bundled
+from delta.bundle import choose_model
 from delta.checkpoint import load_student, save_student
+from delta.images import find_photos
 from delta.predict import DepthPredictor, load_disparity_png16
-from delta_pipelines import export_model as job
+from delta.receipt import Receipt, file_sha256, read_receipt
+from delta_pipelines import export_bundle as job
 
 HEAVY = {"torch", "torchvision", "timm", "transformers", "onnx", "onnxscript"}
 REPORT_LOADED = """
@@ -57,29 +62,75 @@ def perturbed(model: Path, path: Path, factor: float = 1.01) -> Path:
 
 
 @pytest.fixture
-def other_run(tmp_path: Path, tiny_run: Path) -> Path:
+def v0() -> Path:
+    """The weights that ship with Delta, which `tiny_bundle` is made of."""
+    return bundled.STUDENT
+
+
+@pytest.fixture
+def other_run(tmp_path: Path, v0: Path) -> Path:
     """A run of the same student that says it was trained otherwise."""
-    student, card = load_student(tiny_run)
+    student, card = load_student(v0)
     otherwise = msgspec.structs.replace(card, fingerprint="f" * 64)
     save_student(tmp_path / "other" / "student.safetensors", student, otherwise)
     return tmp_path / "other"
 
 
-def test_export_writes_one_file_that_predicts_and_prints_its_parity_as_json(tiny_run, tiny_export):
-    model, out = tiny_export
-    report = strict_json(out)
-    assert (report["passed"], report["n_images"], report["size_px"]) == (True, 3, [64, 128])
-    assert 0 < report["max_relative"] <= report["gate_relative"]
-    assert report["file_bytes"] == model.stat().st_size
-    assert [entry.name for entry in model.parent.iterdir()] == ["model.onnx"]
-    card, predictor = load_student(tiny_run)[1], DepthPredictor.open(model)
-    assert predictor.card.size_px == (64, 128)
-    assert (predictor.card.fingerprint, predictor.card.teacher) == (card.fingerprint, "noise")
-    assert predictor.card.extra["agreement_delta1"] == f"{card.agreement['delta1']:.6g}"
+FEW = ("--set", "verify_photos=3")
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+def test_export_writes_a_bundle_that_predicts_and_says_what_it_is(v0, tiny_export):
+    bundle, out = tiny_export
+    card = strict_json(out)
+    assert card == strict_json((bundle / "delta.json").read_text(encoding="utf-8"))
+    names = [f"depth_64x128_{precision}.onnx" for precision in PRECISIONS]
+    assert sorted(entry.name for entry in bundle.iterdir()) == sorted(["README.md", "delta.json", *names])
+    assert [(model["file"], model["size_px"], model["batch"]) for model in card["models"]] == [
+        (name, [64, 128], 1) for name in names
+    ]
+    for model in card["models"]:
+        file = bundle / model["file"]
+        assert (model["bytes"], model["sha256"]) == (file.stat().st_size, file_sha256(file))
+        (measured,) = model["receipt"]["measured"]
+        assert (measured["passed"], measured["n_images"], measured["provider"]) == (True, 3, "CPUExecutionProvider")
+        assert read_receipt(file) == msgspec.convert(model["receipt"], Receipt)
+    student = load_student(v0)[1]
+    assert (card["teacher"], card["student"]["fingerprint"]) == (student.teacher, student.fingerprint)
+    assert card["licence"] == "Apache-2.0"  # that of Depth-Anything-V2-Small
+    predictor = DepthPredictor.open(bundle)
+    assert (predictor.card.size_px, predictor.card.precision) == ((64, 128), "fp32")
+    assert predictor.card.extra["agreement_delta1"] == f"{student.agreement['delta1']:.6g}"
+
+
+def test_the_readme_of_a_bundle_runs_as_written(tiny_bundle, few_photos, tmp_path, python):
+    """Its Python lines are what somebody without Delta has."""
+    page = (tiny_bundle / "README.md").read_text(encoding="utf-8")
+    (code,) = [part.split("```")[0] for part in page.split("```python\n")[1:]]
+    for file in tiny_bundle.glob("*.onnx"):
+        assert file.name in page
+        shutil.copy(file, tmp_path)
+    photo = next(few_photos.rglob("*.png"))
+    shutil.copy(photo, tmp_path / "photo.jpg")
+    process = python(f"import os; os.chdir({str(tmp_path)!r})\n{code}\nprint(disparity.shape)")
+    out, err = process.communicate()
+    assert (out.strip(), process.returncode) == ("(64, 128)", 0), err
+
+
+def test_half_and_int8_files_are_small_and_predict_nearly_the_same(tiny_bundle):
+    photo = find_photos(bundled.PHOTOS)[0]
+    sizes = {precision: (tiny_bundle / f"depth_64x128_{precision}.onnx").stat().st_size for precision in PRECISIONS}
+    assert sizes["fp16"] < 0.55 * sizes["fp32"]
+    assert sizes["int8"] < 0.30 * sizes["fp32"]
+    expected = DepthPredictor.open(tiny_bundle).predict(photo)
+    for precision in ("fp16", "int8"):
+        found = DepthPredictor.open(choose_model(tiny_bundle, precision)).predict(photo)
+        assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.99
+        assert not np.array_equal(found, expected)
 
 
 def test_export_without_a_run_says_so(delta, tmp_path):
-    ended = delta("export", tmp_path / "none", tmp_path / "model.onnx")
+    ended = delta("export", tmp_path / "none", tmp_path / "bundle")
     assert complaint(ended) == f"there is no student at {tmp_path / 'none'}"
     assert "delta train" in ended.err
 
@@ -87,94 +138,238 @@ def test_export_without_a_run_says_so(delta, tmp_path):
 @pytest.mark.parametrize(
     ("size", "nearest"), [("300x300", "256x256 or 320x320"), ("64x100", "64x64 or 64x128"), ("0x64", "64x64")]
 )
-def test_export_of_a_size_that_cannot_be_names_the_nearest(delta, tmp_path, tiny_run, few_photos, size, nearest):
-    ended = delta("export", tiny_run, tmp_path / "model.onnx", "--photos", few_photos, "--size", size)
+def test_export_of_a_size_that_cannot_be_names_the_nearest(delta, tmp_path, v0, few_photos, size, nearest):
+    ended = delta("export", v0, tmp_path / "b", "--photos", few_photos, "--size", "64x64", "--size", size)
     assert complaint(ended) == f"a graph of {size} px cannot be: sides are multiples of 64"
     assert nearest in ended.err
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("size", ["big", "256", "256x", "-64x64", "64x64x3", "6.4x64"])
-def test_export_of_what_is_no_size_says_how_to_write_one(delta, tmp_path, tiny_run, few_photos, size):
-    ended = delta("export", tiny_run, tmp_path / "model.onnx", "--photos", few_photos, f"--size={size}")
+def test_export_of_what_is_no_size_says_how_to_write_one(delta, tmp_path, v0, few_photos, size):
+    ended = delta("export", v0, tmp_path / "bundle", "--photos", few_photos, f"--size={size}")
     assert complaint(ended) == f"{size!r} is not a size"
     assert "HEIGHTxWIDTH" in ended.err
 
 
-def test_export_onto_a_folder_says_so(delta, tmp_path, tiny_run, few_photos):
-    error = complaint(delta("export", tiny_run, tmp_path, "--photos", few_photos))
-    assert error == f"{tmp_path} is a folder, not a file"
+@pytest.mark.slow  # it tries every convolution alone
+def test_an_int8_file_that_cannot_be_small_and_right_is_refused_and_the_others_kept(
+    delta, tmp_path, random_student, few_photos
+):
+    """Random weights answer nearly the same everywhere: in 8 bits little is left of it."""
+    arguments = ("--photos", few_photos, "--size", "64x64", "--set", "search_change=0", "--set", "search_photos=1")
+    ended = delta("export", random_student, tmp_path / "bundle", *arguments)
+    assert ended.code == 3
+    assert "depth_64x64_int8.onnx" in ended.err
+    assert [path.name for path in sorted((tmp_path / "bundle").glob("*.onnx"))] == [
+        "depth_64x64_fp16.onnx",
+        "depth_64x64_fp32.onnx",
+    ]
 
 
-def test_export_without_a_usable_photo_writes_nothing(delta, tmp_path, tiny_run):
+def test_export_in_a_precision_that_does_not_exist_names_those_that_do(delta, tmp_path, v0, few_photos):
+    ended = delta("export", v0, tmp_path / "bundle", "--photos", few_photos, "--precision", "int4")
+    assert complaint(ended) == "there is no precision 'int4'"
+    assert "fp32, fp16, int8" in ended.err
+
+
+def test_export_onto_something_else_leaves_it_alone(delta, tmp_path, v0, few_photos):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    error = complaint(delta("export", v0, tmp_path, "--photos", few_photos))
+    assert error == f"{tmp_path} holds thesis.tex, which is no part of a bundle"
+    error = complaint(delta("export", v0, tmp_path / "thesis.tex", "--photos", few_photos))
+    assert error == f"{tmp_path / 'thesis.tex'} is a file, not a folder"
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_export_without_a_usable_photo_writes_nothing(delta, tmp_path, v0):
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "broken.jpg").write_bytes(b"no photo")
-    error = complaint(delta("export", tiny_run, tmp_path / "model.onnx", "--photos", photos))
+    error = complaint(delta("export", v0, tmp_path / "bundle", "--photos", photos))
     assert error.startswith(f"no photo at {photos} can be used; {photos / 'broken.jpg'}: ")
-    assert not (tmp_path / "model.onnx").exists()
+    assert not (tmp_path / "bundle").exists()
 
 
-def test_export_of_a_file_that_is_not_the_student_fails_and_leaves_what_was_there(
-    delta, tmp_path, tiny_run, tiny_model, few_photos, monkeypatch
+def test_a_file_that_is_not_the_student_is_not_left_in_the_bundle(
+    delta, tmp_path, v0, tiny_model, few_photos, monkeypatch
 ):
-    model = tmp_path / "model.onnx"
-    model.write_bytes(b"the former model")
     sizes = []
 
-    def export_badly(_student: object, path: Path, size_px: tuple[int, int], _metadata: object) -> None:
+    def export_badly(_student: object, path: Path, size_px: tuple[int, int], _metadata: object, **_: object) -> Path:
         sizes.append(size_px)
-        perturbed(tiny_model, path)
+        return perturbed(tiny_model, path)
 
     monkeypatch.setattr(job, "export_onnx", export_badly)
-    ended = delta("export", tiny_run, model, "--photos", few_photos)
-    assert sizes == [(64, 64)]  # as trained, where no size is asked for
+    arguments = ("--photos", few_photos, "--precision", "fp32")
+    ended = delta("export", v0, tmp_path / "bundle", *arguments)
+    assert sizes == [(256, 256)]  # as trained, where no size is asked for
     assert ended.code == 3
-    assert "the ONNX file is not the student" in ended.err
+    assert "no file agrees with its student: depth_256x256_fp32.onnx: image" in ended.err
     assert "Traceback" not in ended.err
-    assert model.read_bytes() == b"the former model"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
+    assert list((tmp_path / "bundle").iterdir()) == []
 
 
-def test_verify_of_an_export_passes_as_table_and_as_json(delta, tiny_run, tiny_model, few_photos):
-    ended = delta("verify", tiny_model, tiny_run, few_photos)
-    assert ended.code == 0
-    assert "passed" in ended.out
-    assert "max relative error" in ended.out
-    ended = delta("verify", tiny_model, tiny_run, few_photos, "--json")
+def test_a_second_export_takes_the_place_of_the_first(delta, tmp_path, v0, tiny_bundle, few_photos):
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    ended = delta("export", v0, bundle, "--photos", few_photos, "--precision", "fp32", "--dynamic-batch")
+    assert ended.code == 0, ended.err
+    assert ended.out.splitlines()[-1] == str(bundle)
+    assert sorted(entry.name for entry in bundle.iterdir()) == ["README.md", "delta.json", "depth_256x256_fp32.onnx"]
+    predictor = DepthPredictor.open(bundle)
+    assert predictor.card.dynamic_batch
+    photos = sorted(few_photos.rglob("*.png"))
+    together = predictor.predict_batch(photos)
+    for photo, disparity in zip(photos, together, strict=True):
+        np.testing.assert_allclose(disparity, predictor.predict(photo), rtol=1e-4)
+
+
+def test_int8_can_be_calibrated_on_a_store(delta, tmp_path, v0, tiny_store):
+    ended = delta(
+        "export",
+        v0,
+        tmp_path / "bundle",
+        "--photos",
+        tiny_store,
+        "--precision",
+        "int8",
+        "--size",
+        "64x64",
+        "--set",
+        "search_change=1",
+    )
+    assert ended.code == 0, ended.err
+    card = strict_json((tmp_path / "bundle" / "delta.json").read_text())
+    assert card["models"][0]["receipt"]["measured"][0]["n_images"] == 12
+
+
+def test_verify_of_a_bundle_passes_as_table_and_as_json(delta, v0, tiny_bundle, few_photos):
+    ended = delta("verify", tiny_bundle, v0, few_photos, *FEW)
+    assert ended.code == 0, ended.err
+    assert "verification on 3 photos: passed" in ended.out
+    assert "as fast as fp32 on this machine" in ended.out or "int8 is not faster than fp32" in ended.out
+    ended = delta("verify", tiny_bundle, v0, few_photos, *FEW, "--json")
     assert ended.code == 0
     report = strict_json(ended.out)
     assert report["passed"]
-    assert len(report["images"]) == report["n_images"] == 3
+    assert [row["precision"] for row in report["rows"]] == list(PRECISIONS)
+    assert all(len(row["images"]) == row["n_images"] == 3 for row in report["rows"])
+    assert all(sum(row["histogram"]) == 3 * 64 * 128 for row in report["rows"])
+    assert report["rows"][0]["max_relative"] <= 1e-5 < report["rows"][2]["max_relative"]
+
+
+def test_verify_writes_pictures_junit_and_json(delta, tmp_path, v0, tiny_bundle, few_photos):
+    ended = delta("verify", tiny_bundle, v0, few_photos, *FEW, "-o", tmp_path, "--junit", tmp_path / "ci.xml")
+    assert ended.code == 0, ended.err
+    for name in ("histogram.png", "worst.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert np.asarray(picture.convert("L")).std() > 10
+    assert strict_json((tmp_path / "report.json").read_text())["passed"]
+    for name in ("junit.xml", "ci.xml"):
+        suite = ElementTree.parse(tmp_path / name).getroot()
+        assert (suite.get("tests"), suite.get("failures")) == ("4", "0")
+        assert {case.get("classname") for case in suite} >= {"depth_64x128_int8.onnx", "files"}
 
 
 @pytest.mark.parametrize("factor", [1.01, float("nan")])
 def test_verify_of_a_file_that_is_not_the_student_ends_with_3_and_still_reports(
-    delta, tmp_path, tiny_run, tiny_model, few_photos, factor
+    delta, tmp_path, v0, tiny_model, few_photos, factor
 ):
     model = perturbed(tiny_model, tmp_path / "model.onnx", factor)
-    ended = delta("verify", model, tiny_run, few_photos, "--json")
+    ended = delta("verify", model, v0, few_photos, *FEW, "--json", "--junit", tmp_path / "ci.xml")
     assert ended.code == 3
-    assert "the ONNX file is not the student" in ended.err
+    assert "model.onnx on CPUExecutionProvider: image" in ended.err
     assert "the gate is 1e-05" in ended.err
     report = strict_json(ended.out)
+    (row,) = report["rows"]
     assert not report["passed"]
-    assert report["max_relative"] is None if np.isnan(factor) else report["max_relative"] > report["gate_relative"]
-    assert "failed" in delta("verify", model, tiny_run, few_photos).out
+    assert row["max_relative"] is None if np.isnan(factor) else row["max_relative"] > 1e-5
+    assert len(ElementTree.parse(tmp_path / "ci.xml").getroot().findall("testcase/failure")) == 2  # and its digest
+    assert "failed" in delta("verify", model, v0, few_photos, *FEW).out
 
 
-def test_verify_with_another_run_says_whose_the_model_is(delta, tiny_run, tiny_model, other_run, few_photos):
-    error = complaint(delta("verify", tiny_model, other_run, few_photos))
-    ours = load_student(tiny_run)[1].fingerprint
+def test_verify_says_that_a_file_was_changed_since_its_receipt(delta, tmp_path, v0, tiny_bundle, few_photos):
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    with (bundle / "depth_64x128_fp16.onnx").open("ab") as file:
+        file.write(onnx.ModelProto(doc_string="harmless").SerializeToString())
+    ended = delta("verify", bundle, v0, few_photos, *FEW)
+    assert ended.code == 3
+    assert "was changed after it was verified" in ended.out
+    assert "delta.json says" in ended.out
+    assert ended.out.count("failed") == 1  # the numbers are still right, the verdict is not
+
+
+def test_verify_stamps_what_it_measured_when_asked(delta, tmp_path, v0, tiny_bundle, few_photos, tiny_store):
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    before = {file.name: file.read_bytes() for file in bundle.iterdir()}
+    assert delta("verify", bundle, v0, tiny_store, "--set", "verify_photos=12").code == 0
+    assert {file.name: file.read_bytes() for file in bundle.iterdir()} == before
+    assert delta("verify", bundle, v0, tiny_store, "--set", "verify_photos=12", "--stamp").code == 0
+    assert read_receipt(bundle / "depth_64x128_int8.onnx").measured[0].n_images == 12
+    assert "12 photos" in (bundle / "README.md").read_text()
+    assert delta("verify", bundle, v0, few_photos, *FEW).code == 0  # digests agree again
+    assert read_receipt(tiny_bundle / "depth_64x128_int8.onnx").measured[0].n_images == 3
+
+
+def test_any_two_of_run_and_files_can_be_compared(delta, v0, tiny_bundle, tiny_model, few_photos):
+    half = tiny_bundle / "depth_64x128_fp16.onnx"
+    for pair in ((half, tiny_model), (v0, half), (half, tiny_bundle), (v0, tiny_bundle)):
+        ended = delta("verify", *pair, few_photos, *FEW, "--json")
+        assert ended.code == 0, ended.err
+        assert any(row["precision"] == "fp16" for row in strict_json(ended.out)["rows"])
+    error = complaint(delta("verify", v0, v0, few_photos, *FEW))
+    assert error == f"{v0} is a run, and so is the other: nothing to compare"
+
+
+def test_verify_against_measured_depth_shows_the_change(delta, tmp_path, v0, tiny_model, few_photos):
+    for index, photo in enumerate(sorted(few_photos.rglob("*.*"))):
+        depth = np.random.default_rng(index).integers(500, 9000, (70, 90)).astype(np.uint16)
+        target = (tmp_path / photo.relative_to(few_photos)).with_suffix(".png")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(depth).save(target)
+    ended = delta("verify", tiny_model, v0, few_photos, *FEW, "--truth", tmp_path, "--json")
+    assert ended.code == 0, ended.err
+    truth = strict_json(ended.out)["rows"][0]["truth"]
+    assert truth["n"] == 3
+    assert truth["candidate"]["abs_rel"] == pytest.approx(truth["reference"]["abs_rel"], abs=1e-4)
+    ended = delta("verify", tiny_model, v0, few_photos, *FEW, "--truth", tmp_path / "none")
+    assert complaint(ended).startswith(f"there is no depth map {tmp_path / 'none'}")
+
+
+def test_verify_asks_for_enough_photos(delta, v0, tiny_model, few_photos):
+    ended = delta("verify", tiny_model, v0, few_photos)
+    assert complaint(ended) == f"{few_photos} has 3 usable photos, a verification asks for 64"
+    assert "--set verify_photos=3" in ended.err
+
+
+def test_verify_with_a_provider_that_is_not_there_says_so(delta, v0, tiny_model, few_photos):
+    ended = delta("verify", tiny_model, v0, few_photos, *FEW, "--provider", "QuantumExecutionProvider")
+    assert complaint(ended) == "this onnxruntime has no QuantumExecutionProvider"
+
+
+def test_verify_with_another_run_says_whose_the_model_is(delta, v0, tiny_model, other_run, few_photos):
+    error = complaint(delta("verify", tiny_model, other_run, few_photos, *FEW))
+    ours = load_student(v0)[1].fingerprint
     assert error == f"{tiny_model} was exported from training {ours[:12]}, {other_run} is training {'f' * 12}"
 
 
 @pytest.mark.parametrize("missing", ["model", "run", "photos"])
-def test_verify_without_one_of_the_three_names_it(delta, tmp_path, tiny_run, tiny_model, few_photos, missing):
-    paths = {"model": tiny_model, "run": tiny_run, "photos": few_photos} | {missing: tmp_path / "none"}
-    error = complaint(delta("verify", paths["model"], paths["run"], paths["photos"]))
+def test_verify_without_one_of_the_three_names_it(delta, tmp_path, v0, tiny_model, few_photos, missing):
+    paths = {"model": tiny_model, "run": v0, "photos": few_photos} | {missing: tmp_path / "none"}
+    error = complaint(delta("verify", paths["model"], paths["run"], paths["photos"], *FEW))
     assert error.startswith("there is no ")
     assert str(tmp_path / "none") in error
+
+
+@pytest.mark.parametrize("command", ["predict", "verify"])
+def test_a_bundle_without_its_sidecar_says_so(delta, tmp_path, v0, tiny_bundle, few_photos, command):
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    rest = {"predict": (few_photos, "-o", tmp_path / "out"), "verify": (v0, few_photos)}[command]
+    (bundle / "depth_64x128_int8.onnx").unlink()
+    error = complaint(delta(command, bundle, *rest))
+    assert error == f"{bundle} lacks depth_64x128_int8.onnx, which delta.json lists"
+    (bundle / "delta.json").unlink()
+    assert complaint(delta(command, bundle, *rest)) == f"{bundle} is no bundle: it has no delta.json"
 
 
 def foreign_onnx(path: Path) -> Path:
@@ -198,9 +393,9 @@ def text_named_onnx(path: Path) -> Path:
     ],
 )
 @pytest.mark.parametrize("command", ["predict", "verify"])
-def test_a_model_that_is_not_deltas_is_refused(delta, tmp_path, tiny_run, few_photos, make, named, command):
+def test_a_model_that_is_not_deltas_is_refused(delta, tmp_path, v0, few_photos, make, named, command):
     model = make(tmp_path / "model.onnx")
-    rest = {"predict": (few_photos, "-o", tmp_path / "out"), "verify": (tiny_run, few_photos)}[command]
+    rest = {"predict": (few_photos, "-o", tmp_path / "out"), "verify": (v0, few_photos)}[command]
     error = complaint(delta(command, model, *rest))
     assert named in error
     assert str(model) in error
@@ -268,6 +463,6 @@ def test_predict_needs_neither_torch_nor_transformers_nor_onnx(tmp_path, tiny_mo
     assert not loaded & HEAVY
 
 
-def test_a_student_copied_elsewhere_is_exported_from_there(delta, tmp_path, tiny_run, tiny_model, few_photos):
-    copy = Path(shutil.copy(tiny_run / "student.safetensors", tmp_path / "moved.safetensors"))
-    assert delta("verify", tiny_model, copy, few_photos).code == 0
+def test_a_student_copied_elsewhere_is_exported_from_there(delta, tmp_path, v0, tiny_model, few_photos):
+    copy = Path(shutil.copy(v0, tmp_path / "moved.safetensors"))
+    assert delta("verify", tiny_model, copy, few_photos, *FEW).code == 0

@@ -163,7 +163,7 @@ def test_a_failed_export_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest
         Path(target).write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(delta.export, "_translate", lambda student, size_px: graph())  # it is the slow part
+    monkeypatch.setattr(delta.export, "export_graph", lambda student, size_px: graph())  # it is the slow part
     monkeypatch.setattr(onnx, "save_model", fail)
     with pytest.raises(OSError, match="no space left"):
         export_onnx(tiny_student(), path, (64, 64), {})

@@ -1,6 +1,6 @@
 """Parity passes for the student's own file, and for no other."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from delta.errors import CheckFailed, DeltaError
 from delta.export import export_onnx
-from delta.parity import GATE_RELATIVE, ParityReport, compare, compare_maps
+from delta.parity import compare, compare_maps, onnx_side, torch_side
+from delta.parity_report import GATE_RELATIVE, Gate, ParityReport
 from delta.student import Student, StudentConfig
 
 SIZE_PX = (64, 128)
@@ -56,6 +57,10 @@ def images() -> list[np.ndarray]:
     return [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((64, 128), (200, 90), (50, 333))]
 
 
+def measure(student: Student, path: Path, images: Iterable[np.ndarray], gate: Gate | None = None) -> ParityReport:
+    return compare(torch_side(student), onnx_side(path), images, gate=gate)
+
+
 def altered(source: Path, target: Path, change: Callable[[np.ndarray], None]) -> Path:
     """Copy an ONNX file with its largest weight tensor changed."""
     model = onnx.load(source)
@@ -68,14 +73,14 @@ def altered(source: Path, target: Path, change: Callable[[np.ndarray], None]) ->
 
 
 def test_a_students_own_file_passes(student: Student, onnx_path: Path, images: list[np.ndarray]) -> None:
-    report = compare(student, onnx_path, iter(images))
+    report = measure(student, onnx_path, iter(images))
     assert report.passed
     report.require()
     assert report.n_images == len(report.images) == 3
     assert [image.index for image in report.images] == [0, 1, 2]
     assert report.size_px == SIZE_PX
     assert report.provider == "CPUExecutionProvider"
-    assert report.gate_relative == GATE_RELATIVE
+    assert report.gate.max_relative == GATE_RELATIVE
     assert report.file_bytes == onnx_path.stat().st_size
     assert report.max_relative == max(image.max_relative for image in report.images)
     assert report.min_pearson > 0.999999
@@ -86,7 +91,7 @@ def test_the_student_is_compared_in_eval_mode_and_left_alone(
     student: Student, onnx_path: Path, images: list[np.ndarray]
 ) -> None:
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-    assert compare(student, onnx_path, images).passed
+    assert measure(student, onnx_path, images).passed
     assert student.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
 
@@ -95,7 +100,7 @@ def test_one_changed_weight_fails(student: Student, onnx_path: Path, images: lis
     def nudge(weights: np.ndarray) -> None:
         weights.flat[0] += 0.001
 
-    report = compare(student, altered(onnx_path, tmp_path / "nudged.onnx", nudge), images)
+    report = measure(student, altered(onnx_path, tmp_path / "nudged.onnx", nudge), images)
     assert not report.passed
     worst = max(report.images, key=lambda image: image.max_relative)
     with pytest.raises(CheckFailed) as caught:
@@ -114,7 +119,7 @@ def test_a_wider_gate_lets_the_same_file_through(
         weights.flat[0] += 0.001
 
     path = altered(onnx_path, tmp_path / "nudged.onnx", nudge)
-    assert compare(student, path, images, gate_relative=0.1).passed
+    assert measure(student, path, images, gate=Gate(max_relative=0.1)).passed
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
@@ -124,7 +129,7 @@ def test_what_is_not_finite_fails_under_any_gate(
     def spoil(weights: np.ndarray) -> None:
         weights.flat[0] = poison
 
-    report = compare(student, altered(onnx_path, tmp_path / "spoiled.onnx", spoil), images, gate_relative=1e9)
+    report = measure(student, altered(onnx_path, tmp_path / "spoiled.onnx", spoil), images, gate=Gate(max_relative=1e9))
     assert not report.passed
     with pytest.raises(CheckFailed, match="differs by inf of its range"):
         report.require()
@@ -133,12 +138,12 @@ def test_what_is_not_finite_fails_under_any_gate(
 def test_another_students_file_fails(student: Student, images: list[np.ndarray], onnx_path: Path) -> None:
     torch.manual_seed(1)
     other = Student(StudentConfig(), TinyEncoder(), TinyDecoder())
-    assert not compare(other, onnx_path, images).passed
+    assert not measure(other, onnx_path, images).passed
 
 
 def test_without_images_there_is_no_verdict(student: Student, onnx_path: Path) -> None:
     with pytest.raises(DeltaError, match="there is no image to compare on"):
-        compare(student, onnx_path, [])
+        measure(student, onnx_path, [])
 
 
 def test_a_file_with_other_ends_is_refused(student: Student, onnx_path: Path, tmp_path: Path) -> None:
@@ -147,7 +152,7 @@ def test_a_file_with_other_ends_is_refused(student: Student, onnx_path: Path, tm
     model.graph.output[0].name = "depth"
     onnx.save_model(model, tmp_path / "renamed.onnx")
     with pytest.raises(DeltaError, match="does not fit its metadata"):
-        compare(student, tmp_path / "renamed.onnx", [])
+        measure(student, tmp_path / "renamed.onnx", [])
 
 
 def as_map(*values: float) -> np.ndarray:
@@ -198,10 +203,10 @@ def test_nan_on_either_side_is_an_infinite_error(side: int) -> None:
 
 
 def test_maps_of_different_shape_are_refused() -> None:
-    with pytest.raises(DeltaError, match=r"the student answers \(1, 2\) where the ONNX file answers \(1, 3\)"):
+    with pytest.raises(DeltaError, match=r"the reference answers \(1, 2\) where the candidate answers \(1, 3\)"):
         compare_maps(as_map(1, 2), as_map(1, 2, 3), 0)
 
 
 def test_a_report_survives_json(student: Student, onnx_path: Path, images: list[np.ndarray]) -> None:
-    report = compare(student, onnx_path, images[:1])
+    report = measure(student, onnx_path, images[:1])
     assert msgspec.json.decode(msgspec.json.encode(report), type=ParityReport) == report

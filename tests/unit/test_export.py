@@ -20,14 +20,26 @@ from delta.student import Student, StudentConfig
 CARD = {"encoder": "mobilevitv2_050", "teacher": "tiny", "commit": "c0ffee", "fingerprint": "0123", "note": "ä 1"}
 
 
+class TinyInfo:
+    """What timm tells of a pyramid: here one map of stride 4, said to be four."""
+
+    def reduction(self) -> list[int]:
+        return [4, 8, 16, 32]
+
+    def channels(self) -> list[int]:
+        return [4] * 4
+
+
 class TinyEncoder(nn.Module):
+    feature_info = TinyInfo()
+
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.stem = nn.Conv2d(3, 4, 3, stride=4, padding=1)
         self.norm = nn.BatchNorm2d(4)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        return [functional.silu(self.norm(self.stem(x)))]
+        return [functional.silu(self.norm(self.stem(x)))] * 4
 
 
 class TinyDecoder(nn.Module):
@@ -36,7 +48,7 @@ class TinyDecoder(nn.Module):
         self.head = nn.Conv2d(4, 1, 1)
 
     def forward(self, levels: list[Tensor]) -> Tensor:
-        return functional.interpolate(self.head(levels[0]), scale_factor=2, mode="bilinear", align_corners=False)
+        return functional.interpolate(self.head(levels[0]), scale_factor=4, mode="bilinear", align_corners=False)
 
 
 def tiny_student() -> Student:

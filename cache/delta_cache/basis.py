@@ -5,6 +5,7 @@ identity where the recipe asked for none. How it is fitted is `delta.feature_bas
 """
 
 import hashlib
+import math
 
 import msgspec
 import numpy as np
@@ -31,9 +32,9 @@ class TapBasis(msgspec.Struct, frozen=True, kw_only=True):
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Codes int8 (n, k, g, g) to features float32 (n, c, g, g)."""
         count, components, *grid = codes.shape
-        flat = codes.reshape(count, components, -1).astype(np.float32)
+        flat = codes.reshape(count, components, math.prod(grid)).astype(np.float32)
         values = np.einsum("kc,nkp->ncp", self.axes * self.scale[:, None], flat, optimize=True)
-        return (values + self.mean[:, None]).reshape(count, -1, *grid)
+        return (values + self.mean[:, None]).reshape(count, len(self.mean), *grid)
 
 
 def digest_bases(bases: dict[str, TapBasis]) -> str:

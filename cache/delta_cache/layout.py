@@ -1,14 +1,12 @@
 """Names inside a store, and the Zarr v3 metadata that lets any reader open it."""
 
 import json
-import warnings
 from typing import Any
 
 import msgspec
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
-from zarr.errors import ZarrUserWarning
 from zarr.storage import MemoryStore
 
 from delta_cache.basis import TapBasis
@@ -32,8 +30,7 @@ def ledger_file(chunk: int) -> str:
 def metadata(contract: Contract, bases: dict[str, TapBasis], provenance: dict[str, Any]) -> dict[str, bytes]:
     """Make every file of an empty store but the photo list: groups, arrays, and the bases with their numbers."""
     files: dict[str, Any] = {}
-    memory = MemoryStore(files)
-    group = zarr.open_group(memory, mode="w", zarr_format=3)
+    group = zarr.open_group(MemoryStore(files), mode="w", zarr_format=3)
     for spec in contract.arrays:
         group.create_array(
             spec.name,
@@ -62,10 +59,19 @@ def metadata(contract: Contract, bases: dict[str, TapBasis], provenance: dict[st
         "fingerprint": contract.fingerprint,
         "provenance": provenance,
     }
-    with warnings.catch_warnings():  # Zarr v3 calls it a convention; with it readers open a store without a listing
-        warnings.simplefilter("ignore", ZarrUserWarning)
-        zarr.consolidate_metadata(memory)
-    return {name: value.to_bytes() for name, value in files.items()}
+    written = {name: value.to_bytes() for name, value in files.items()}
+    return written | {ROOT: _with_copies(written)}
+
+
+def _with_copies(files: dict[str, bytes]) -> bytes:
+    """The root's description with a copy of all others (Zarr's consolidated metadata): opening takes no listing.
+
+    Zarr's own function does the same and warns, of what Zarr's specification has not yet; no switch tells it not to.
+    """
+    names = sorted(name for name in files if name.endswith(f"/{ROOT}"))
+    copies = {name.removesuffix(f"/{ROOT}"): json.loads(files[name]) for name in names}
+    consolidated = {"kind": "inline", "must_understand": False, "metadata": copies}
+    return json.dumps(json.loads(files[ROOT]) | {"consolidated_metadata": consolidated}, indent=2).encode()
 
 
 def copied_descriptions(root: bytes) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class Store:
         try:
             lines = self.storage.read(PHOTOS).splitlines()
             photos = [msgspec.json.decode(line, type=Photo) for line in lines]
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, UnicodeDecodeError, msgspec.DecodeError):
             photos = []
         safe = all(".." not in photo.path.split("/") and not photo.path.startswith("/") for photo in photos)
         if not safe or digest_photos(photos) != self.contract.photos.get("list_sha256"):

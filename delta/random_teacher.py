@@ -34,7 +34,8 @@ def random_teacher(
     from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
     shape = SIZES[size]
-    backbone: Any = Dinov2Config(
+    make_backbone: Any = Dinov2Config  # takes out_indices, which its signature does not show
+    backbone = make_backbone(
         hidden_size=shape.width,
         num_hidden_layers=shape.blocks,
         num_attention_heads=shape.heads,

@@ -128,7 +128,7 @@ def write_comparison(runs: Sequence[RunFacts], path: Path) -> Path:
     lines += [
         "Agreement with the teacher on held-out photos, after a least-squares scale and shift of disparity for each; of"
         " each run the step with the best delta1. The loss is the mean over the last steps: not to be compared between"
-        " recipes of different terms.",
+        " recipes of different terms. A step waits for data in the share `waits` of its time.",
         "",
     ]
     return _write(path, lines)
@@ -202,7 +202,7 @@ def facts_as_data(runs: Sequence[RunFacts]) -> list[dict[str, Any]]:
     return [msgspec.to_builtins(run) | {"state": run.state} for run in runs]
 
 
-COLUMNS = ("run", "recipe", "encoder", "steps", "best", "delta1", "r", "AbsRel", "loss", "images/s", "waiting")
+COLUMNS = ("run", "recipe", "steps", "best", "delta1", "r", "AbsRel", "loss", "img/s", "waits")
 
 
 def columns(run: RunFacts) -> list[str]:
@@ -210,7 +210,6 @@ def columns(run: RunFacts) -> list[str]:
     return [
         Path(run.run).name,
         run.recipe,
-        f"{run.encoder} ({run.encoder_weights or '–'})",
         run.state if run.step < run.steps else str(run.steps),
         "–" if run.best_step is None else str(run.best_step),
         *map(_number, (run.delta1, run.pearson_r, run.abs_rel, run.loss)),
@@ -220,7 +219,7 @@ def columns(run: RunFacts) -> list[str]:
 
 
 def _table(runs: Sequence[RunFacts]) -> list[str]:
-    return [_row(COLUMNS), _rule(len(COLUMNS), left=3), *(_row(columns(run)) for run in runs)]
+    return [_row(COLUMNS), _rule(len(COLUMNS), left=2), *(_row(columns(run)) for run in runs)]
 
 
 def _progress(evaluations: list[dict[str, Any]]) -> list[str]:

@@ -94,7 +94,10 @@ def test_batches_from_memory_are_those_from_the_cache(compact_store):
 def test_training_from_the_cache_is_training_with_the_teacher_in_the_loop(which, request, tmp_path, fake_teacher):
     path = request.getfixturevalue(which)
     picture = tmp_path / "curves.png"
-    result = bench_equivalence(settings(), path, fake_teacher(), picture, device=CPU, steps=8)
+    # At a high rate three images a step make any rounding grow tenfold within a few steps, the seed's or the codec's.
+    slow = msgspec.structs.replace(settings().optimizer, lr_encoder=1e-4, lr_decoder=1e-4)
+    recipe = msgspec.structs.replace(settings(), optimizer=slow)
+    result = bench_equivalence(recipe, path, fake_teacher(), picture, device=CPU, steps=8)
     codec = codec_errors(open_cache(path))
     # A relative error e of disparity is one of e x median / spread of the normalized map, which is 3 to 8 here.
     assert result.first_step["affine_invariant"] < 8 * codec["disparity"]

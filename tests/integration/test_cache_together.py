@@ -1,14 +1,12 @@
 """Several builds of one store at once share its chunks out among them: each is built once, to the same bytes."""
 
 import json
-import multiprocessing
 import subprocess
 import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -124,22 +122,24 @@ def test_a_build_waits_for_the_chunk_that_another_holds_and_takes_it_when_the_ot
     assert answers_under(path) == answers_under(small_store)
 
 
-def hold(path: Path, said: Any) -> None:
-    with LocalStorage(path).claim("ledger-00000001.json") as ours:
-        said.send(ours)
-        said.recv()
+HOLD = """
+import sys
+from pathlib import Path
+from delta_cache.storage import LocalStorage
+with LocalStorage(Path(sys.argv[1])).claim("ledger-00000001.json") as ours:
+    print(ours, flush=True)
+    sys.stdin.readline()
+"""
 
 
-def test_a_dead_processs_claim_is_void(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=hold, args=(tmp_path, theirs))
-    process.start()
-    assert ours.recv() is True
+def test_a_dead_processs_claim_is_void(tmp_path: Path, python: Callable[..., subprocess.Popen[str]]) -> None:
+    process = python(HOLD, tmp_path)
+    assert process.stdout
+    assert process.stdout.readline() == "True\n"
     with LocalStorage(tmp_path).claim("ledger-00000001.json") as held:
         assert held is False
     process.kill()
-    process.join()
+    process.communicate()
     with LocalStorage(tmp_path).claim("ledger-00000001.json") as held:
         assert held is True
 

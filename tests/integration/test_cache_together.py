@@ -145,7 +145,7 @@ def test_a_dead_processs_claim_is_void(tmp_path: Path, python: Callable[..., sub
 
 
 BUILD = """
-import json, sys, pathlib
+import json, sys, time
 from delta.teacher import load_teacher
 from delta_pipelines.build_cache import Watcher, build_cache
 from delta_pipelines.cache_recipe import CacheRecipe
@@ -153,10 +153,15 @@ from delta_pipelines.recipe import load_recipe
 photos, store, teacher, go = sys.argv[1:5]
 recipe = load_recipe(CacheRecipe, "cache", sys.argv[5:])
 loaded = load_teacher(teacher)
+class Slow:  # a chunk takes a while, as it does with a real teacher
+    identity, side_multiple, parameters = loaded.identity, loaded.side_multiple, loaded.parameters
+    def __call__(self, image):
+        time.sleep(0.3)
+        return loaded(image)
 print("ready", flush=True)
 sys.stdin.readline()
 mine = []
-build_cache(recipe, photos, store, loaded, watcher=Watcher(chunk=lambda record: mine.append(record.times.worker)))
+build_cache(recipe, photos, store, Slow(), watcher=Watcher(chunk=lambda record: mine.append(record.times.worker)))
 print(json.dumps(mine), flush=True)
 """
 
@@ -171,8 +176,8 @@ def test_three_processes_share_one_store(
     python: Callable[..., subprocess.Popen[str]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    photos = photo_folder(tmp_path / "photos", count=60)
-    settings = ("size_px=64", "chunk_samples=1", "batch_size=1", "features.fit_photos=8")
+    photos = photo_folder(tmp_path / "photos", count=30)
+    settings = ("size_px=64", "chunk_samples=1", "batch_size=1", "features.fit_photos=4")
 
     def run(processes: int, store: Path) -> None:
         started = [

@@ -149,6 +149,7 @@ def python() -> Callable[..., subprocess.Popen[str]]:
         return subprocess.Popen(
             [sys.executable, "-c", code, *map(str, arguments)],
             env=os.environ | {"PYTHONPATH": rooms, "COLUMNS": "200"} | environment,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             encoding="utf-8",

@@ -1,14 +1,12 @@
 """Several builds of one store at once share its chunks out among them: each is built once, to the same bytes."""
 
 import json
-import multiprocessing
 import subprocess
 import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -124,28 +122,30 @@ def test_a_build_waits_for_the_chunk_that_another_holds_and_takes_it_when_the_ot
     assert answers_under(path) == answers_under(small_store)
 
 
-def hold(path: Path, said: Any) -> None:
-    with LocalStorage(path).claim("ledger-00000001.json") as ours:
-        said.send(ours)
-        said.recv()
+HOLD = """
+import sys
+from pathlib import Path
+from delta_cache.storage import LocalStorage
+with LocalStorage(Path(sys.argv[1])).claim("ledger-00000001.json") as ours:
+    print(ours, flush=True)
+    sys.stdin.readline()
+"""
 
 
-def test_a_dead_processs_claim_is_void(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=hold, args=(tmp_path, theirs))
-    process.start()
-    assert ours.recv() is True
+def test_a_dead_processs_claim_is_void(tmp_path: Path, python: Callable[..., subprocess.Popen[str]]) -> None:
+    process = python(HOLD, tmp_path)
+    assert process.stdout
+    assert process.stdout.readline() == "True\n"
     with LocalStorage(tmp_path).claim("ledger-00000001.json") as held:
         assert held is False
     process.kill()
-    process.join()
+    process.communicate()
     with LocalStorage(tmp_path).claim("ledger-00000001.json") as held:
         assert held is True
 
 
 BUILD = """
-import json, sys, pathlib
+import json, sys, time
 from delta.teacher import load_teacher
 from delta_pipelines.build_cache import Watcher, build_cache
 from delta_pipelines.cache_recipe import CacheRecipe
@@ -153,10 +153,15 @@ from delta_pipelines.recipe import load_recipe
 photos, store, teacher, go = sys.argv[1:5]
 recipe = load_recipe(CacheRecipe, "cache", sys.argv[5:])
 loaded = load_teacher(teacher)
+class Slow:  # a chunk takes a while, as it does with a real teacher
+    identity, side_multiple, parameters = loaded.identity, loaded.side_multiple, loaded.parameters
+    def __call__(self, image):
+        time.sleep(0.3)
+        return loaded(image)
 print("ready", flush=True)
 sys.stdin.readline()
 mine = []
-build_cache(recipe, photos, store, loaded, watcher=Watcher(chunk=lambda record: mine.append(record.times.worker)))
+build_cache(recipe, photos, store, Slow(), watcher=Watcher(chunk=lambda record: mine.append(record.times.worker)))
 print(json.dumps(mine), flush=True)
 """
 
@@ -171,8 +176,8 @@ def test_three_processes_share_one_store(
     python: Callable[..., subprocess.Popen[str]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    photos = photo_folder(tmp_path / "photos", count=60)
-    settings = ("size_px=64", "chunk_samples=1", "batch_size=1", "features.fit_photos=8")
+    photos = photo_folder(tmp_path / "photos", count=30)
+    settings = ("size_px=64", "chunk_samples=1", "batch_size=1", "features.fit_photos=4")
 
     def run(processes: int, store: Path) -> None:
         started = [

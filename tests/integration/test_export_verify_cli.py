@@ -428,7 +428,7 @@ def test_predict_writes_panel_png16_and_npy_at_the_size_of_each_photo(delta, tmp
     (photos / "broken.png").write_bytes(b"no photo")
     ended = delta("predict", tiny_model, photos, "-o", out, "--png16", "--npy")
     assert ended.code == 0
-    assert "broken.png" in ended.err
+    assert "broken.png" in ended.err.replace("\n", "")  # a long path is broken at the edge
     assert sorted(ended.out.split()) == sorted(map(str, out.rglob("*_depth.png")))
     assert len(list(out.rglob("*_depth.png"))) == 2
     for name, (width, height) in sizes.items():

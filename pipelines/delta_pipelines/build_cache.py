@@ -30,7 +30,7 @@ from delta_pipelines.views import list_photos, open_photos
 
 TOOLS = ("torch", "transformers", "timm", "zarr", "numcodecs", "pillow", "numpy")
 ELSEWHERE = ("size_px", "precision", "batch_size", "compile", "limit", "chunk_samples", "compressor", "level")
-BUSY_S = 0.2  # how long to wait before a chunk is looked at again that another process holds
+BUSY_S = 0.2  # how long to wait where all chunks that are left are held by other processes
 
 
 class Watcher(Config, frozen=True, kw_only=True):
@@ -155,7 +155,7 @@ def run_chunks(
         build: called in the executor with a chunk's number; None means that another process holds it.
     """
     missing = store.missing_chunks() if chunks is None else list(chunks)
-    waiting, running = deque(missing), dict[Future[ChunkRecord | None], int]()
+    waiting, running, held = deque(missing), dict[Future[ChunkRecord | None], int](), set[int]()
     lacking = sum(len(store.contract.chunk_range(chunk)) for chunk in missing)
     watcher.begin(store.contract.samples - lacking, store.contract.samples)
     try:
@@ -167,7 +167,10 @@ def run_chunks(
                 chunk, record = running.pop(future), future.result()
                 if record is None:
                     waiting.append(chunk)
-                    time.sleep(BUSY_S)
+                    held.add(chunk)
+                    if held.issuperset(waiting):  # every one that is left
+                        time.sleep(BUSY_S)
+                        held.clear()
                 else:
                     watcher.chunk(record)
     except BaseException:

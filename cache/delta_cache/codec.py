@@ -14,6 +14,7 @@ from delta_cache.schema import ArraySpec
 
 SHUFFLES = {"noshuffle": blosc.NOSHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
 MANTISSA_BITS = 10
+HEADER_SIZE = slice(4, 8)  # where Blosc keeps the length of what it packed
 
 
 def compress(values: np.ndarray, spec: ArraySpec, chunk_samples: int) -> bytes:
@@ -28,15 +29,20 @@ def compress(values: np.ndarray, spec: ArraySpec, chunk_samples: int) -> bytes:
     return blosc.compress(values, spec.compressor.encode(), spec.level, SHUFFLES[spec.shuffle])
 
 
-def decompress(content: bytes, spec: ArraySpec, chunk_samples: int) -> np.ndarray:
-    """Unpack one chunk: (chunk_samples, *shape).
+def decompress(content: bytes | np.ndarray, spec: ArraySpec, chunk_samples: int) -> np.ndarray:
+    """Unpack one chunk: (chunk_samples, *shape), in memory of its own where it was compressed.
 
     Raises:
         ValueError: the bytes are not such a chunk.
     """
     try:
-        raw = content if spec.compressor == "none" else blosc.decompress(content)
-        return np.frombuffer(raw, spec.dtype).reshape(chunk_samples, *spec.shape)
+        if spec.compressor == "none":
+            return np.frombuffer(content, spec.dtype).reshape(chunk_samples, *spec.shape)
+        values = np.empty((chunk_samples, *spec.shape), spec.dtype)
+        if int.from_bytes(bytes(content[HEADER_SIZE]), "little") != values.nbytes:
+            raise ValueError(f"it does not hold {chunk_samples} samples")
+        blosc.decompress(content, values)
+        return values
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{spec.name}: {error}") from error
 

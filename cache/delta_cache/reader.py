@@ -280,9 +280,9 @@ class Store:
         name = chunk_file(spec, record.chunk)
         size, digest = record.files[name]
         try:
-            content = self.storage.read(name)
+            content = self.storage.read_array(name)
         except FileNotFoundError:
-            content = b""
+            content = np.empty(0, np.uint8)
         if len(content) != size:
             raise IncompleteStore(self._missing(record.chunk), f"`delta cache build … {self.url}` resumes it")
         if (name, digest) not in self._checked:

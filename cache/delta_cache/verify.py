@@ -107,7 +107,7 @@ def _digest_faults(store: Store, record: ChunkRecord) -> list[Finding]:
     findings = []
     for name, (_, digest) in record.files.items():
         try:
-            content = store.storage.read(name)
+            content = store.storage.read_array(name)
         except FileNotFoundError:
             content = b""
         if hashlib.sha256(content).hexdigest() != digest:

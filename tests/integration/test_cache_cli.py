@@ -167,7 +167,7 @@ def test_errors_are_a_sentence_and_a_way_out(
     assert sayings["no folder"] == (f"there is no folder {tmp_path / 'none'}", "name an existing folder of photos")
     assert sayings["no teacher"][0] == f"there is no teacher at {tmp_path / 'teacher'}"
     assert sayings["no recipe"][0] == "there is no recipe cashe"
-    assert sayings["no key"][0] == "recipe cache: Object contains unknown field `sise_px`"
+    assert sayings["no key"] == ("recipe cache: there is no key sise_px", "did you mean size_px?")
     assert sayings["no device"][0].startswith("there is no device 'abacus' here: ")
     assert sayings["not a folder"][1] == "check the path and its permissions"
     assert sayings["other contract"][1] == "repeat the build as the store was made, or name another store"

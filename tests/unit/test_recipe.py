@@ -9,13 +9,18 @@ import pytest
 
 from delta.config import Config
 from delta.errors import DeltaError
-from delta_pipelines.build_cache import CacheRecipe
+from delta_pipelines.bench_latency import LatencyRecipe
+from delta_pipelines.cache_recipe import CacheRecipe
+from delta_pipelines.export_bundle import ExportRecipe
 from delta_pipelines.recipe import load_recipe, shipped_recipes
 from delta_pipelines.train_recipe import TrainRecipe
 
-KINDS: dict[str, type[Config]] = {"cache": CacheRecipe} | dict.fromkeys(
-    ("student", "smoke", "cpu-small", "gpu-full", "seed", "v0", "demo"), TrainRecipe
-)
+KINDS: dict[str, type[Config]] = {
+    "cache": CacheRecipe,
+    "export": ExportRecipe,
+    "latency": LatencyRecipe,
+    **dict.fromkeys(("student", "smoke", "cpu-small", "gpu-full", "seed", "v0", "demo"), TrainRecipe),
+}
 
 
 def refused(kind: type[Config], recipe: str, *overrides: str) -> DeltaError:
@@ -134,10 +139,7 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
 def test_a_recipe_that_is_not_there_lists_those_that_are(tmp_path: Path) -> None:
     error = refused(CacheRecipe, "cashe")
     assert str(error) == "there is no recipe cashe"
-    assert (
-        error.hint
-        == "name a TOML file or one of the shipped: cache, cpu-small, demo, gpu-full, seed, smoke, student, v0"
-    )
+    assert error.hint == f"name a TOML file or one of the shipped: {', '.join(sorted(KINDS))}"
     assert str(refused(CacheRecipe, str(tmp_path))) == f"there is no recipe {tmp_path}"
 
 

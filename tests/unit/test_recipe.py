@@ -46,6 +46,9 @@ def assert_says(loaded: Config, tree: dict[str, object]) -> None:
         held = getattr(loaded, key)
         if isinstance(value, dict):
             assert_says(held, value)
+        elif isinstance(value, list) and isinstance(value[0], dict):
+            for each, table in zip(held, value, strict=True):
+                assert_says(each, table)
         else:
             assert as_lists(held) == value
 
@@ -57,8 +60,8 @@ def as_lists(value: object) -> object:
 def test_a_recipe_file_is_read_by_its_path(tmp_path: Path) -> None:
     shipped = (resources.files("delta_pipelines") / "recipes" / "cache.toml").read_text(encoding="utf-8")
     path = tmp_path / "mine.toml"
-    path.write_text(shipped.replace("size_px = 392", "size_px = 518"), encoding="utf-8")
-    assert load_recipe(CacheRecipe, str(path)).size_px == 518
+    path.write_text(shipped.replace("size_px = 518", "size_px = 392"), encoding="utf-8")
+    assert load_recipe(CacheRecipe, str(path)).size_px == 392
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,7 @@ def bytes_under() -> Callable[[Path], dict[str, bytes]]:
 
 @pytest.fixture(scope="session")
 def answers_under(bytes_under: Callable[[Path], dict[str, bytes]]) -> Callable[[Path], dict[str, bytes]]:
-    """`answers_under(store)` is `bytes_under(store)` less what two builds of one contract may differ in.
+    """`answers_under(store)` are the digests of `bytes_under(store)` less what two builds of one contract may differ in.
 
     That is the provenance in the root's zarr.json and the times in the ledger; no other byte.
     """
@@ -239,7 +239,7 @@ def answers_under(bytes_under: Callable[[Path], dict[str, bytes]]) -> Callable[[
                 del document["record"]["times"], document["sha256"]
             if document:
                 files[name] = json.dumps(document).encode()
-        return files
+        return {name: hashlib.sha256(content).digest() for name, content in files.items()}
 
     return read
 

@@ -69,7 +69,7 @@ def build_on_cluster(job: Job, client: Client, watcher: Watcher) -> Store:
 @contextmanager
 def local_cluster(workers: int) -> Iterator[Client]:
     """Start worker processes on this machine: a GPU each where there are several, and an equal share of the cores."""
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     with (
         LocalCluster(n_workers=workers, threads_per_worker=STAGES, processes=True, dashboard_address=":0") as cluster,
         Client(cluster) as client,

@@ -256,7 +256,7 @@ class Build:
         rooms = os.pathsep.join(str(ROOT / room) for room in (".", "cache", "pipelines"))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "delta_pipelines", *command_line(photos, store, teacher)],
-            env=os.environ | {"PYTHONPATH": rooms},
+            env=os.environ | {"PYTHONPATH": rooms, "OMP_NUM_THREADS": "1"},  # as `uncut`: sums have one order
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,

@@ -224,7 +224,7 @@ def bytes_under() -> Callable[[Path], dict[str, bytes]]:
 
 @pytest.fixture(scope="session")
 def answers_under(bytes_under: Callable[[Path], dict[str, bytes]]) -> Callable[[Path], dict[str, bytes]]:
-    """`answers_under(store)` are the digests of `bytes_under(store)` less what two builds of one contract may differ in.
+    """`answers_under(store)` are digests of `bytes_under(store)` less what two builds of one contract may differ in.
 
     That is the provenance in the root's zarr.json and the times in the ledger; no other byte.
     """

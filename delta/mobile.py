@@ -190,8 +190,8 @@ class Standardize(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c p n"]) -> Float[Tensor, "b c p n"]:
         """Subtract the mean of each image and divide by its deviation."""
-        centered = x - x.mean(dim=(1, 2, 3), keepdim=True)
-        variance = (centered * centered).mean(dim=(1, 2, 3), keepdim=True)
+        centered = x - _mean(x)
+        variance = _mean(centered * centered)
         return centered / (variance + self.eps).sqrt()
 
 
@@ -212,6 +212,11 @@ def absorb_affine(convolution: nn.Conv2d, norm: nn.GroupNorm) -> nn.Conv2d:
     absorbed.weight = nn.Parameter((weight * gain[None, :, None, None]).float())
     absorbed.bias = nn.Parameter(bias.float())
     return absorbed
+
+
+def _mean(x: Float[Tensor, "b c p n"]) -> Float[Tensor, "b 1 1 1"]:
+    """The mean of each image, axis by axis: one float32 sum over all would lose digits on flat images (docs/LOG.md)."""
+    return x.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True).mean(dim=1, keepdim=True)
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -38,7 +38,9 @@ def test_a_run_that_is_killed_again_and_again_ends_as_the_run_in_one_go(
     tmp_path: Path, tiny_store: Path, tiny_settings: tuple[str, ...], tiny_recipe: Callable, python: Callable
 ):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    distill(tiny_recipe(*LONG), tiny_store, whole, device=CPU)
+    uncut = python(COMMAND, "train", tiny_store, whole, *options((*tiny_settings, *LONG)), OMP_NUM_THREADS="1")
+    _out, err = uncut.communicate()
+    assert uncut.returncode == 0, err
     total, chance = int(load_file(whole / STATE)["step"]), random.Random(os.getpid())
     command = ["train", tiny_store, killed, *options((*tiny_settings, *LONG))]
     reached: list[int] = []

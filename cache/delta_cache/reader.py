@@ -286,7 +286,7 @@ class Store:
         if len(content) != size:
             raise IncompleteStore(self._missing(record.chunk), f"`delta cache build … {self.url}` resumes it")
         if (name, digest) not in self._checked:
-            if hashlib.sha256(content).hexdigest() != digest:
+            if hashlib.sha256(content.data).hexdigest() != digest:
                 raise CorruptStore(
                     f"chunk {record.chunk} of {self.url}: {name} is not what was recorded",
                     f"`delta cache repair … {self.url}` rebuilds it",

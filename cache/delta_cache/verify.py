@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
+import numpy as np
 
 from delta_cache.errors import CorruptStore
 from delta_cache.layout import ROOT, copied_descriptions, describes
@@ -109,7 +110,7 @@ def _digest_faults(store: Store, record: ChunkRecord) -> list[Finding]:
         try:
             content = store.storage.read_array(name)
         except FileNotFoundError:
-            content = b""
-        if hashlib.sha256(content).hexdigest() != digest:
+            content = np.empty(0, np.uint8)
+        if hashlib.sha256(content.data).hexdigest() != digest:
             findings.append(Finding(chunk=record.chunk, what=f"{name} is not what was recorded"))
     return findings

@@ -178,9 +178,8 @@ class Store:
     def whole_chunks(self) -> np.ndarray:
         """Which chunks are recorded with files of the recorded lengths, bool (chunks,)."""
         whole = np.zeros(self.contract.chunks, bool)
-        sizes = self.listed_sizes()
-        for record in self.records():
-            whole[record.chunk] = all(sizes.get(name) == size for name, (size, _) in record.files.items())
+        for record in self._whole_records():
+            whole[record.chunk] = True
         return whole
 
     def missing_chunks(self) -> list[int]:
@@ -207,11 +206,9 @@ class Store:
     def status(self) -> np.ndarray:
         """Per-sample status, u8 (samples,), as it is now; samples of chunks that are not whole are MISSING."""
         status = np.full(self.contract.samples, Status.MISSING, dtype=np.uint8)
-        sizes = self.listed_sizes()
-        for record in self.records():
-            if all(sizes.get(name) == size for name, (size, _) in record.files.items()):
-                span = self.contract.chunk_range(record.chunk)
-                status[span.start : span.stop] = [Status.FAILED if s.failure else Status.OK for s in record.samples]
+        for record in self._whole_records():
+            span = self.contract.chunk_range(record.chunk)
+            status[span.start : span.stop] = [Status.FAILED if s.failure else Status.OK for s in record.samples]
         return status
 
     @cached_property
@@ -275,6 +272,13 @@ class Store:
         for folder in {spec.name.split("/")[0] for spec in self.contract.arrays}:
             sizes |= self.storage.sizes(folder)
         return sizes
+
+    def _whole_records(self) -> Iterator[ChunkRecord]:
+        """Entries whose files are there with the recorded lengths, by one listing."""
+        sizes = self.listed_sizes()
+        for record in self.records():
+            if all(sizes.get(name) == size for name, (size, _) in record.files.items()):
+                yield record
 
     def _read_array(self, spec: ArraySpec, record: ChunkRecord) -> np.ndarray:
         name = chunk_file(spec, record.chunk)

@@ -141,10 +141,7 @@ function present(answer, name) {
   stage.showAnswer(answer);
   if (stage.view === "slider") stage.sweep();
   const took = sum(answer.times);
-  find("readout").hidden = false;
-  find("ms").textContent = `${took.toFixed(0)} ms`;
-  find("fps").textContent = "";
-  find("save").disabled = false;
+  showReadout(`${took.toFixed(0)} ms`, "");
   say(`Depth of ${name} in ${took.toFixed(0)} ms: ${stage.label()}`);
   Object.assign(body, { state: "ready", results: Number(body.results) + 1 });
   times.show(answer.times);
@@ -193,17 +190,17 @@ async function runLive(token) {
         frame.kept.close();
         break;
       }
-      stage.showAnswer(answer, frame.kept);
+      const coloring = stage.showAnswer(answer, frame.kept);
       kept?.close();
       kept = frame.kept;
       const done = performance.now();
       body.frames = Number(body.frames) + 1;
       body.dropped = Number(body.dropped) + Math.max(0, presented - presentedBefore - 1) * (presentedBefore > 0);
       presentedBefore = presented;
-      const { range, ...stages } = answer.times;
+      const stages = { ...answer.times };
       stages.capture += grabbed;
-      stages.color = range;
-      stages.draw = done - drawing;
+      stages.color += coloring;
+      stages.draw = done - drawing - coloring;
       showRate(times.add(stages, done - began), answer);
     }
   } catch (error) {
@@ -216,11 +213,16 @@ async function runLive(token) {
 
 function showRate({ fps, due }, { times: { infer } }) {
   if (!due) return;
-  find("readout").hidden = false;
-  find("ms").textContent = `${infer.toFixed(0)} ms`;
-  find("fps").textContent = `${fps.toFixed(1)} fps`;
-  find("save").disabled = false;
+  showReadout(`${infer.toFixed(0)} ms`, `${fps.toFixed(1)} fps`);
   body.fps = fps.toFixed(1);
+}
+
+function showReadout(took, rate) {
+  find("readout").hidden = false;
+  find("ms").textContent = took;
+  find("fps").textContent = rate;
+  find("rate").textContent = `${took} ${rate}`;
+  find("save").disabled = false;
 }
 
 function stopLive() {

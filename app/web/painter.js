@@ -44,7 +44,8 @@ class FlatPainter {
     this.#words = colorWords(table);
   }
 
-  /** Draw; a live map stays at its own size and the page stretches it, a photo's is drawn at the photo's. */
+  /** Draw, and return the milliseconds that coloring took of it. A live map stays at its own size and the page
+   * stretches it; a photo's is drawn at the photo's. */
   paint({ map, mapWidth, mapHeight, width, height, range, live }) {
     const [w, h] = live ? [mapWidth, mapHeight] : fit(width, height);
     const values = resizeMap(map, mapWidth, mapHeight, w, h);
@@ -52,8 +53,11 @@ class FlatPainter {
       this.#image = new ImageData(w, h);
       Object.assign(this.#canvas, { width: w, height: h });
     }
+    const began = performance.now();
     paintWords(values, range, this.#words, new Uint32Array(this.#image.data.buffer));
+    const took = performance.now() - began;
     this.#context.putImageData(this.#image, 0, 0);
+    return took;
   }
 }
 
@@ -141,6 +145,7 @@ class GlPainter {
     this.#size = [mapWidth, mapHeight];
     gl.uniform2f(this.#range, range[0], range[1]);
     gl.drawArrays(gl.TRIANGLES, 0, 3);
+    return 0; // the GPU colors while it draws
   }
 }
 

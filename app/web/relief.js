@@ -4,8 +4,8 @@
 import { link, texture, uploadMap } from "./painter.js";
 
 const GRID = 320; // cells along the longer side
-const MAX_YAW = 0.34; // radians
-const MAX_PITCH = 0.22;
+const MAX_YAW = 0.28; // radians
+const MAX_PITCH = 0.18;
 const SWAY_S = 7; // period of the sway that shows, until someone drags, that this turns
 const FOV = 0.9; // radians across the longer side
 
@@ -36,7 +36,7 @@ void main() {
   point = vec3(c.x * point.x + s.x * point.z, point.y, c.x * point.z - s.x * point.x);
   point = vec3(point.x, c.y * point.y - s.y * point.z, s.y * point.y + c.y * point.z);
   point.z -= pivot;
-  float zoom = 1.0 + 0.12 * length(turn) / ${MAX_YAW};
+  float zoom = 1.03 + 0.12 * length(turn) / ${MAX_YAW};
   gl_Position = vec4(point.xy / extent * zoom, -1.0025 * point.z - 0.1001, -point.z); // planes at 0.05 and 40
 }`;
 
@@ -49,7 +49,7 @@ void main() { color = vec4(texture(photo, at).rgb, 1); }`;
 
 /** Open the relief on a canvas, or return null where there is no WebGL2. */
 export function makeRelief(canvas) {
-  const gl = canvas.getContext("webgl2", { alpha: false, antialias: true, preserveDrawingBuffer: true });
+  const gl = canvas.getContext("webgl2", { alpha: true, antialias: true, preserveDrawingBuffer: true });
   return gl ? new Relief(canvas, gl) : null;
 }
 
@@ -64,7 +64,7 @@ class Relief {
   #frame = 0;
   #scene = null;
   #still = matchMedia("(prefers-reduced-motion: reduce)");
-  strength = 0.5;
+  strength = 0.4;
 
   constructor(canvas, gl) {
     this.#canvas = canvas;
@@ -145,7 +145,7 @@ class Relief {
     gl.uniform2f(this.#at.extent, (half * width) / long, (half * height) / long);
     gl.uniform2f(this.#at.turn, turn[0], turn[1]);
     gl.uniform2i(this.#at.grid, grid[0], grid[1]);
-    gl.uniform1f(this.#at.far, 1 + 5 * this.strength);
+    gl.uniform1f(this.#at.far, 1 + 4 * this.strength);
     gl.uniform1f(this.#at.mirror, mirrored ? -1 : 1);
     gl.drawArrays(gl.TRIANGLES, 0, grid[0] * grid[1] * 6);
     this.#canvas.dataset.turn = turn.map((angle) => angle.toFixed(3)).join(" ");

@@ -15,7 +15,7 @@ export class Stage {
   #relief;
   #tables;
   #view = "slider";
-  #tune = { overlay: 60, relief: 50 };
+  #tune = { overlay: 60, relief: 40 };
   #picture = null; // what the photo layer shows: a canvas source
   answer = null;
   mirrored = false;
@@ -26,7 +26,7 @@ export class Stage {
     this.#relief = makeRelief(find("relief"));
     document.body.dataset.painter = this.#painter.kind;
     if (!this.#relief) this.#disableRelief();
-    new ResizeObserver(() => this.#arrange()).observe(find("stage"));
+    new ResizeObserver(() => this.#arrange()).observe(find("frame"));
     find("split-at").addEventListener("input", ({ target }) => this.#moveSplit(target.value));
     find("tune-value").addEventListener("input", ({ target }) => this.#setTune(Number(target.value)));
   }
@@ -75,15 +75,16 @@ export class Stage {
     find("photo").setAttribute("aria-label", name);
   }
 
-  /** Show the depth of `picture` (null: of the picture that is there). */
+  /** Show the depth of `picture` (null: of the picture that is there); returns the milliseconds of coloring it. */
   showAnswer(answer, picture = null) {
     if (picture) this.#picture = picture;
     this.answer = answer;
     document.body.dataset.result = "shown";
     this.#setRatio(answer.width / answer.height);
-    this.#painter.paint(answer);
+    const coloring = this.#painter.paint(answer);
     if (picture && this.#needsPhoto()) this.#drawPhoto(answer.width, answer.height);
     if (this.#view === "relief") this.#relief.load(answer, this.#photo, this.mirrored);
+    return coloring;
   }
 
   /** Bring layers up to date that live frames leave alone while they are hidden. */
@@ -91,10 +92,6 @@ export class Stage {
     if (!this.answer || !this.#picture) return;
     this.#drawPhoto(this.answer.width, this.answer.height);
     if (this.#view === "relief") this.#relief.load(this.answer, this.#photo, this.mirrored);
-  }
-
-  refresh() {
-    this.#refresh();
   }
 
   /** Describe the depth in words for the picture's label; returns them. */
@@ -125,7 +122,7 @@ export class Stage {
 
   /** Side by side or one above the other, whichever shows more. */
   #arrange() {
-    const { clientWidth, clientHeight } = find("stage");
+    const { clientWidth, clientHeight } = find("frame");
     const ratio = this.ratio ?? 4 / 3;
     const inRow = Math.min(clientWidth / 2, clientHeight * ratio);
     const inColumn = Math.min(clientWidth, (clientHeight / 2) * ratio);

@@ -89,7 +89,7 @@ async function predict({ source, live }) {
   const map = await infer(tensor);
   clock("infer");
   const range = live ? follow(quickRange(map)) : exactRange(map);
-  clock("range");
+  clock("color");
   if (!live) steady = new SteadyRange();
   last = { width, height, map, range, live };
   const copy = map.slice();

@@ -35,8 +35,9 @@ CAMERA_PX, CAMERA_FRAMES = (640, 480), 24
 
 @pytest.fixture(scope="session")
 def app_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled student as a bundle of two small sizes, by the job of `delta export`."""
-    from delta.export import export_onnx  # noqa: F401 - torch is imported here, and only here
+    """The bundled student as a bundle of two small sizes, by the job of `delta export`; or $DELTA_APP_BUNDLE."""
+    if "DELTA_APP_BUNDLE" in os.environ:
+        return Path(os.environ["DELTA_APP_BUNDLE"])
     from delta_pipelines.export_bundle import ExportRecipe, export_bundle
     from delta_pipelines.recipe import load_recipe
 

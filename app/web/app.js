@@ -23,6 +23,7 @@ let stage;
 let models = [];
 let photo = null; // { bitmap, name, kind }: what is shown when the camera is not
 let ready = null; // promise of the running engine
+let running = null; // what showEngine was told
 let live = null; // token of the running camera loop
 let retry = null; // what "Try again" does
 
@@ -71,7 +72,7 @@ function showEngine({ backend, threads, digest, model, fellBack }) {
   say(`${model.name} is ready`);
   if (fellBack) notify(fellBack.from.backend === "webgpu" ? "WebGPU does not work here: the model runs on the processor" : "Threads do not work here: the model runs on one");
   if (digest === "unchecked") notify("Not a secure page: camera, offline use and the check of the model's digest are off");
-  showFacts({ backend, threads, digest, model, painter: body.painter });
+  running = { backend, threads, digest, model };
 }
 
 async function startAgain() {
@@ -424,7 +425,7 @@ function bindControls() {
     Promise.resolve(retry?.()).catch(() => {});
   });
   bindMenu(save);
-  bindSheet();
+  bindSheet(() => running && showFacts(running, body));
   bindKeys({ open: () => find("file").click(), toggleLive, freeze, save: () => save("depth"), chooseView, nextMap, nextTheme });
   bindDrops();
 }

@@ -1,7 +1,7 @@
 """MobileViT blocks between an encoder and its decoder: they let every pixel see the whole image.
 
-An encoder of convolutions with ImageNet weights, such as EfficientNet-Lite, becomes a MobileViT by them: its own inverted
-residuals, MobileViTv2's linear attention on top.
+An encoder of convolutions with ImageNet weights, such as EfficientNet-Lite, becomes a MobileViT by them: its own
+inverted residuals, MobileViTv2's linear attention on top.
 """
 
 from collections.abc import Collection
@@ -22,7 +22,7 @@ class Context(nn.Module):
     Args:
         channels: Of the encoder's levels, by stride.
         strides: Levels that pass a block, which adds to them and adds nothing before training.
-        stage: Whether stride 32 is made here of stride 16: an inverted residual, then a block (also if not in `strides`).
+        stage: Whether stride 32 is made here of stride 16, by an inverted residual and a block of its own.
     """
 
     def __init__(self, channels: dict[int, int], strides: Collection[int] = (), stage: bool = False) -> None:

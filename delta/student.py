@@ -24,7 +24,7 @@ class StudentConfig(Config, frozen=True, kw_only=True):
     `encoder_weights` says where these start: "imagenet" (timm's, from the hub), "none" (at random), or the path of a
     `.safetensors` file of that timm model or of a Delta student; in a student's card, where they did start. `decoder`
     is Delta's light one or the seed's; `width`, `fusion` and `head` shape the light one (the seed's is fixed).
-    `context` lists the strides whose level passes a MobileViT block before the decoder; with `stage32` = "mobilevit" the
+    `context` lists the strides whose level passes a MobileViT block first; by `stage32` = "mobilevit" the
     encoder ends at stride 16 and a MobileViT stage makes the level of stride 32.
     """
 

@@ -34,9 +34,9 @@ def _jumps(z: np.ndarray, truth: np.ndarray, counted: np.ndarray) -> Iterator[tu
     for axis in (0, 1):
         first, second = (np.take(counted, np.arange(counted.shape[axis] - 1) + step, axis=axis) for step in (0, 1))
         both = first & second
-        pair = tuple(np.diff(each, axis=axis)[both] for each in (found, real))
-        yield pair
-        yield -pair[0], -pair[1]
+        ours, theirs = (np.diff(each, axis=axis)[both] for each in (found, real))
+        yield ours, theirs
+        yield -ours, -theirs
 
 
 def _f1_at(jumps: list[tuple[np.ndarray, np.ndarray]], threshold: float) -> float:

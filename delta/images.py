@@ -78,7 +78,7 @@ def resize(image: UInt8[np.ndarray, "h w 3"], height_px: int, width_px: int) -> 
 def size_of_short_side(height_px: int, width_px: int, side_px: int, multiple: int) -> tuple[int, int]:
     """Work out (height, width) near the photo's aspect ratio: the short side `side_px`, both multiples of `multiple`.
 
-    As Depth Anything evaluates (`resize_method="lower_bound"`, `ensure_multiple_of`): 480x640 becomes 518x686 at 518 px.
+    As Depth Anything evaluates (`resize_method="lower_bound"`, `ensure_multiple_of`): 480x640 is 518x686 at 518 px.
     transformers' DPTImageProcessor says the same of photos with a side near or above `side_px`, but scales a photo
     smaller than that by its long side.
     """

@@ -23,7 +23,7 @@ ALIGNMENTS: tuple[Alignment, ...] = ("affine_disparity", "median_scale", "least_
 
 
 class DepthScore(Config, frozen=True, kw_only=True):
-    """Errors of one image, as Eigen et al. (2014) define them: z the prediction [m], gt the truth [m], g = ln z - ln gt.
+    """Errors of one image, as Eigen et al. (2014) define them: z the prediction, gt the truth [m], g = ln z - ln gt.
 
     `abs_rel` mean |z - gt| / gt, `sq_rel` mean (z - gt)^2 / gt [m], `rmse` [m], `rmse_log` root mean square of g,
     `log10` mean |log10 z - log10 gt|, `silog` 100 sqrt(mean g^2 - (mean g)^2), `delta1` to `delta3` the share of pixels

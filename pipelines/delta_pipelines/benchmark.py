@@ -1,7 +1,7 @@
 """A benchmark under evaluation: its images, what each is scored against, and how. The data_*.py modules make them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,7 +59,8 @@ class Case:
 class Benchmark:
     """Images and how they are scored.
 
-    `score` takes a disparity of the photo's size and the target; `unusable` says why a target cannot be scored, or "";
+    `score` takes a disparity of the photo's size and the target; `unusable` says why an image, by its name, photo and
+    target, cannot be scored, or ""; it raises where photo and target do not belong together.
     `weight` is what an image counts in the mean. `tiles` draws, under `columns`, a photo, what is right and what a
     model says; `rank` is the metric that orders the images from best to worst.
     """
@@ -71,7 +72,7 @@ class Benchmark:
     metrics: tuple[str, ...]
     rank: str
     score: Callable[[np.ndarray, np.ndarray], Scores]
-    unusable: Callable[[np.ndarray], str]
+    unusable: Callable[[str, np.ndarray, np.ndarray], str]
     tiles: Callable[[np.ndarray, np.ndarray, np.ndarray], list[np.ndarray]]
     columns: tuple[str, ...]
     weight: Callable[[np.ndarray], float] = lambda target: 1.0
@@ -108,12 +109,12 @@ def depth_benchmark(
     taken = take(cases, recipe.limit)
     if not recipe.levels_per_m:
         _require_unit(protocol, taken, levels_per_m)
-    checked = [replace(case, target=_of_same_size(case)) for case in taken]
 
     def score(disparity: np.ndarray, depth_m: np.ndarray) -> Scores:
         return {each: protocol.score(disparity, depth_m, each) for each in recipe.alignments}
 
-    def unusable(depth_m: np.ndarray) -> str:
+    def unusable(name: str, photo: np.ndarray, depth_m: np.ndarray) -> str:
+        _require_same_size(name, photo, depth_m)
         enough = np.count_nonzero(protocol.counted(depth_m)) >= 2
         return "" if enough else f"no depth between {protocol.nearest_m:g} and {protocol.farthest_m:g} m is measured"
 
@@ -122,7 +123,7 @@ def depth_benchmark(
         protocol=protocol.name,
         title=protocol.title,
         data=str(data),
-        cases=checked,
+        cases=taken,
         metrics=DEPTH_METRICS,
         rank="abs_rel",
         score=score,
@@ -146,10 +147,9 @@ def read_depth(path: Path, levels_per_m: float) -> np.ndarray:
     Raises:
         DeltaError: missing, damaged, or no map.
     """
-    if path.suffix == ".npy":
-        values = read_npy(path) / np.float32(levels_per_m)
-    else:
-        values = read_depth_png(path, levels_per_m)
+    if path.suffix != ".npy":
+        return read_depth_png(path, levels_per_m)
+    values = read_npy(path) / np.float32(levels_per_m)
     return np.where(np.isfinite(values), values, np.float32(0))
 
 
@@ -190,18 +190,13 @@ def _with_range(protocol: DepthProtocol, recipe: EvaluateRecipe) -> DepthProtoco
     return msgspec.structs.replace(protocol, nearest_m=nearest, farthest_m=farthest)
 
 
-def _of_same_size(case: Case) -> Callable[[], np.ndarray]:
-    def read() -> np.ndarray:
-        depth_m, photo = case.target(), case.photo()
-        if depth_m.shape != photo.shape[:2]:
-            (height, width), (photo_height, photo_width) = depth_m.shape, photo.shape[:2]
-            raise DeltaError(
-                f"{case.name}: the photo is {photo_width}x{photo_height} px, its depth {width}x{height}",
-                "depth has to be registered to the photo, pixel by pixel",
-            )
-        return depth_m
-
-    return read
+def _require_same_size(name: str, photo: np.ndarray, depth_m: np.ndarray) -> None:
+    if depth_m.shape != photo.shape[:2]:
+        (height, width), (photo_height, photo_width) = depth_m.shape, photo.shape[:2]
+        raise DeltaError(
+            f"{name}: the photo is {photo_width}x{photo_height} px, its depth {width}x{height}",
+            "depth has to be registered to the photo, pixel by pixel",
+        )
 
 
 def _require_unit(protocol: DepthProtocol, cases: Sequence[Case], levels_per_m: float) -> None:

@@ -15,9 +15,9 @@ from delta_pipelines.evaluate_recipe import EvaluateRecipe
 INDEX = "index.json"
 PHOTO_FOLDERS, DEPTH_FOLDERS = ("rgb", "images", "image", "photos", "color"), ("depth", "depths", "depth_gt", "gt")
 DEPTH_SUFFIXES = (".png", ".npy")
+INDEX_LOOKED_FOR = f"{INDEX} with datasets and entries"
 LOOKED_FOR = (
-    f"{INDEX} with datasets and entries; rgb/ and depth/ with files of the same names; rgb_*.jpg beside "
-    "sync_depth_*.png; NAME.jpg beside NAME_depth.png"
+    "rgb/ and depth/ with files of the same names; rgb_*.jpg beside sync_depth_*.png; NAME.jpg beside NAME_depth.png"
 )
 PROTOCOLS = {each.name: each for each in (NYU, KITTI, DIODE, PAIRS)}
 SHOWN = 3  # names of files in a complaint
@@ -73,30 +73,22 @@ def open_index(path: Path, recipe: EvaluateRecipe) -> Benchmark:
     return depth_benchmark(protocol, path, cases, recipe, levels_per_m=levels, notes=(f"dataset {name}",))
 
 
-def find_pairs(path: Path) -> list[Pair]:
-    """List (name, photo, depth) of a folder in the first layout that fits, or nothing.
+def has_pairs(path: Path) -> bool:
+    """Whether there are photos and depth maps in one of the layouts, complete or not."""
+    return path.is_dir() and _layout(path) is not None
+
+
+def open_pairs(path: Path, recipe: EvaluateRecipe) -> Benchmark:
+    """Open a folder of pairs; 16-bit PNGs are millimetres, .npy files metres. A named protocol gives crop and range.
 
     Raises:
         DeltaError: a photo without depth, or depth without a photo.
     """
-    for layout in (_two_folders, _prefixed, _suffixed):
-        photos, depths = layout(path)
-        if depths and photos:
-            return _matched(path, photos, depths)
-    return []
-
-
-def open_pairs(path: Path, recipe: EvaluateRecipe, protocol: DepthProtocol = PAIRS) -> Benchmark:
-    """Open a folder of pairs, scored as `protocol` says; 16-bit PNGs are millimetres, .npy files metres.
-
-    Raises:
-        DeltaError: no pairs, or incomplete ones.
-    """
-    pairs = find_pairs(path)
-    if not pairs:
-        raise DeltaError(f"{path} holds no pairs of photo and depth", f"looked for {LOOKED_FOR}")
+    photos, depths = _layout(path) or ({}, {})
+    pairs = _matched(path, photos, depths)
     levels = recipe.levels_per_m or (1.0 if pairs[0][2].suffix == ".npy" else 1000.0)
-    return depth_benchmark(protocol, path, [file_case(*pair, levels) for pair in pairs], recipe, levels_per_m=levels)
+    cases = [file_case(*pair, levels) for pair in pairs]
+    return depth_benchmark(PROTOCOLS.get(recipe.protocol, PAIRS), path, cases, recipe, levels_per_m=levels)
 
 
 def _protocol_named(name: str, about: dict[str, Any], recipe: EvaluateRecipe) -> DepthProtocol:
@@ -107,6 +99,12 @@ def _protocol_named(name: str, about: dict[str, Any], recipe: EvaluateRecipe) ->
             return PROTOCOLS[key]
     farthest = about.get("max_depth_m")
     return msgspec.structs.replace(PAIRS, farthest_m=float(farthest)) if farthest else PAIRS
+
+
+def _layout(path: Path) -> tuple[dict[str, Path], dict[str, Path]] | None:
+    """Photos and depth maps by a name that they share, in the first layout that has both."""
+    found = (layout(path) for layout in (_two_folders, _prefixed, _suffixed))
+    return next(((photos, depths) for photos, depths in found if photos and depths), None)
 
 
 def _two_folders(path: Path) -> tuple[dict[str, Path], dict[str, Path]]:
@@ -126,15 +124,16 @@ def _suffixed(path: Path) -> tuple[dict[str, Path], dict[str, Path]]:
 def _by_name(
     path: Path, photo_key: Callable[[str], str | None], prefix: str, suffix: str
 ) -> tuple[dict[str, Path], dict[str, Path]]:
-    photos, depths = {}, {}
+    photos: dict[str, Path] = {}
+    depths: dict[str, Path] = {}
     for file in sorted(path.rglob("*")):
         kind, name = file.suffix.lower(), file.stem
-        folder = file.parent.relative_to(path).as_posix()
+        folder = file.parent.relative_to(path)
         if kind in DEPTH_SUFFIXES and name.startswith(prefix) and name.endswith(suffix) and prefix + suffix:
-            depths[f"{folder}/{name.removeprefix(prefix).removesuffix(suffix)}"] = file
+            depths[(folder / name.removeprefix(prefix).removesuffix(suffix)).as_posix()] = file
         elif kind in SUFFIXES and (key := photo_key(name)) is not None:
-            photos[f"{folder}/{key}"] = file
-    return tuple({key.removeprefix("./"): file for key, file in each.items()} for each in (photos, depths))
+            photos[(folder / key).as_posix()] = file
+    return photos, depths
 
 
 def _matched(path: Path, photos: dict[str, Path], depths: dict[str, Path]) -> list[Pair]:

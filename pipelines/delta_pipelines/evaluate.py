@@ -1,8 +1,7 @@
 """Models against a benchmark, image by image: each photo is read once and shown to every model."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -124,7 +123,7 @@ def _score_case(case: Case, benchmark: Benchmark, models: Sequence[DepthModel], 
     except UnreadablePhoto as error:
         return str(error)
     target = case.target()
-    reason = benchmark.unusable(target)
+    reason = benchmark.unusable(case.name, photo, target)
     if reason:
         return reason
     rows.names.append(case.name)

@@ -15,7 +15,7 @@ Entries = tuple[str, ...]  # key=value, as for --set
 class Rung(Config, frozen=True, kw_only=True):
     """One change: of the training recipe, or of the cache."""
 
-    name: Annotated[str, Meta(pattern=r"^[\w .,+:()-]+$")]
+    name: Annotated[str, Meta(min_length=1, max_length=80)]
     train: Entries = ()
     cache: Entries = ()
 

@@ -24,7 +24,7 @@ from delta.errors import DeltaError
 from delta.export import export_graph, export_onnx
 from delta.onnx_cost import graph_cost
 from delta.onnx_model import read_model_card
-from delta.quantize import save, to_float16, to_int8
+from delta.quantize import pack_weights, save, to_float16, to_int8
 from delta.student import Student, StudentConfig, build_student
 from delta.teacher import Teacher, load_teacher, teacher_name
 from delta_pipelines.sample_photos import sample_photos, to_pixels
@@ -167,7 +167,9 @@ def _in_precisions(
     fp32 = export_onnx(student, folder / f"{name}_fp32.onnx", size_px, {})
     for precision in precisions:
         path = folder / f"{name}_{precision}.onnx"
-        if precision == "fp16":
+        if precision == "packed":
+            save(pack_weights(onnx.load_model(fp32)), path)
+        elif precision == "fp16":
             save(to_float16(onnx.load_model(fp32)), path)
         elif precision == "int8":
             pixels = to_pixels(sample_photos(bundled.PHOTOS, CALIBRATION_PHOTOS).images, size_px)

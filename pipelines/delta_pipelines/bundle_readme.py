@@ -38,6 +38,7 @@ With Delta: `delta predict . PHOTOS -o depth`, and `delta verify . RUN PHOTOS` m
 
 - **fp32**: CPUs, XNNPACK, onnxruntime-web, and CoreML (MLProgram, one partition), which computes in half precision
   by itself.
+- **packed**: fp32 in half the bytes: large weights are stored in half precision and cast back as the file is loaded.
 - **fp16**: GPUs and neural engines that want half the bytes. A CPU casts back and forth: slower there.
 - **int8**: static QDQ on the convolutions, a scale a channel, uint8 activations. For CPUs with int8 dot products,
   NNAPI and QNN; not for CoreML. Whether it is faster depends on the chip: measure it.

@@ -284,7 +284,7 @@ def _initial_weights(recipe: TrainRecipe) -> Path | None:
     if not recipe.init:
         source = recipe.student.encoder_weights
         return None if source in ("none", "imagenet") else Path(source)
-    path = bundled.STUDENT if recipe.init == "bundled" else Path(recipe.init)
+    path = bundled.find(Path(recipe.init))
     return path / WEIGHTS if path.is_dir() else path
 
 

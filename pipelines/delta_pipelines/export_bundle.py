@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from delta import bundle
 from delta.bundle import BundleCard, ModelFile
-from delta.checkpoint import StudentCard, load_student
+from delta.checkpoint import WEIGHTS, StudentCard, load_student, round_to_half, save_student
 from delta.config import Config
 from delta.errors import CheckFailed, DeltaError
 from delta.export import export_onnx, require_valid_size
@@ -21,7 +21,7 @@ from delta.files import file_sha256
 from delta.onnx_model import DYNAMIC_BATCH, METADATA_PREFIX
 from delta.parity import compare, onnx_side, torch_side
 from delta.parity_report import ParityReport
-from delta.quantize import save, to_float16, to_int8
+from delta.quantize import pack_weights, save, to_float16, to_int8
 from delta.receipt import stamp
 from delta.student import Student
 from delta_pipelines.bundle_readme import write_readme
@@ -45,6 +45,7 @@ class ExportRecipe(Config, frozen=True, kw_only=True):
     search_photos: Annotated[int, Meta(ge=1)]
     search_change: Annotated[float, Meta(ge=0, le=1)]
     licence: str
+    keep_student: bool = False
 
 
 def export_bundle(
@@ -54,7 +55,7 @@ def export_bundle(
     photos: Path,
     *,
     sizes: Sequence[tuple[int, int]] = (),
-    precisions: Sequence[str] = bundle.PRECISIONS,
+    precisions: Sequence[str] = bundle.USUAL_PRECISIONS,
     dynamic_batch: bool = False,
     on_start: Callable[[str], None] = lambda name: None,
     on_file: Callable[[ParityReport], None] = lambda report: None,
@@ -80,6 +81,8 @@ def export_bundle(
         raise DeltaError(f"there is no precision {unknown[0]!r}", f"use {', '.join(bundle.PRECISIONS)}")
     sample = sample_photos(photos, max(recipe.calibration_photos, recipe.search_photos))
     _claim(out)
+    if recipe.keep_student:
+        save_student(out / WEIGHTS, round_to_half(student), card, half=True)
     reference, models, failures = torch_side(student), [], []
     for size_px in sizes:
         with tempfile.TemporaryDirectory() as folder:
@@ -143,6 +146,8 @@ def _in_precision(
 ) -> onnx.ModelProto:
     if precision == "fp32":
         return graph
+    if precision == "packed":
+        return pack_weights(graph)
     if precision == "fp16":
         return to_float16(graph)
     pixels = to_pixels(sample.images[: recipe.calibration_photos], size_px)
@@ -160,7 +165,7 @@ def _claim(out: Path) -> None:
     strangers = [
         entry.name
         for entry in (out.iterdir() if out.is_dir() else ())
-        if entry.name not in (bundle.SIDECAR, "README.md") and not entry.match("depth_*.onnx")
+        if entry.name not in (bundle.SIDECAR, "README.md", WEIGHTS) and not entry.match("depth_*.onnx")
     ]
     if strangers:
         raise DeltaError(f"{out} holds {min(strangers)}, which is no part of a bundle", "name a new or an empty folder")

@@ -171,7 +171,7 @@ def test_an_int8_file_that_cannot_be_small_and_right_is_refused_and_the_others_k
 def test_export_in_a_precision_that_does_not_exist_names_those_that_do(delta, tmp_path, v0, few_photos):
     ended = delta("export", v0, tmp_path / "bundle", "--photos", few_photos, "--precision", "int4")
     assert complaint(ended) == "there is no precision 'int4'"
-    assert "fp32, fp16, int8" in ended.err
+    assert "fp32, packed, fp16, int8" in ended.err
 
 
 def test_export_onto_something_else_leaves_it_alone(delta, tmp_path, v0, few_photos):

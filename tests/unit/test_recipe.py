@@ -11,12 +11,14 @@ from delta.config import Config
 from delta.errors import DeltaError
 from delta_pipelines.bench_latency import LatencyRecipe
 from delta_pipelines.cache_recipe import CacheRecipe
+from delta_pipelines.evaluate_recipe import EvaluateRecipe
 from delta_pipelines.export_bundle import ExportRecipe
 from delta_pipelines.recipe import load_recipe, shipped_recipes
 from delta_pipelines.train_recipe import TrainRecipe
 
 KINDS: dict[str, type[Config]] = {
     "cache": CacheRecipe,
+    "evaluate": EvaluateRecipe,
     "export": ExportRecipe,
     "latency": LatencyRecipe,
     **dict.fromkeys(("student", "smoke", "cpu-small", "gpu-full", "seed", "v0", "demo"), TrainRecipe),

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from delta import bundled
 from delta.bundle import choose_model
-from delta.random_teacher import random_teacher
+from delta.random_teacher import SIZES, Size, random_teacher
 from delta_pipelines import depth_models
 from delta_pipelines.depth_models import load_models
 from delta_pipelines.evaluate_recipe import TeacherView
@@ -47,10 +49,12 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The smallest Depth-Anything of random weights, in hub layout."""
+    """A tiny Depth-Anything of random weights, in hub layout."""
     torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("teacher") / "random-vits"
-    teacher = random_teacher("vits", taps=(3, 12), device=torch.device("cpu"))
+    folder = tmp_path_factory.mktemp("teacher") / "random-tiny"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "tiny", Size(24, 12, 2, (3, 6, 9, 12), (8, 8, 8, 8), 8))
+        teacher = random_teacher("tiny", taps=(3, 12), device=torch.device("cpu"))
     teacher._model.save_pretrained(folder)
     return folder
 
@@ -58,7 +62,7 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_models_of_every_kind_stand_side_by_side(
     delta, pairs, tiny_run, random_student, tiny_bundle, teacher_folder, tmp_path
 ):
-    models = (tiny_run, random_student, bundled.ONNX, tiny_bundle, f"the teacher={teacher_folder}")
+    models = (tiny_run, random_student, bundled.MODEL, tiny_bundle, f"the teacher={teacher_folder}")
     out = tmp_path / "report"
     ended = delta("evaluate", *models, pairs, "-o", out, *QUICK, "--set", "teacher.size_px=70", "--json")
     assert ended.code == 0, ended.err
@@ -66,7 +70,7 @@ def test_models_of_every_kind_stand_side_by_side(
     assert found == json.loads((out / "evaluation.json").read_text())
     assert (found["protocol"], found["images"], found["skipped"]) == ("pairs", 4, {})
     names = [model["name"] for model in found["models"]]
-    assert names == ["run", random_student.parent.name, bundled.ONNX.stem, "bundle", "the teacher"]
+    assert names == ["run", random_student.parent.name, bundled.MODEL.stem, "bundle", "the teacher"]
     kinds = [model["kind"] for model in found["models"]]
     assert kinds == ["run", "checkpoint", "ONNX fp32", "ONNX fp32", "teacher"]
     for model in found["models"]:
@@ -79,7 +83,7 @@ def test_models_of_every_kind_stand_side_by_side(
 
 def test_what_is_written_tells_the_same_as_what_is_printed(delta, pairs, random_student, tmp_path):
     out = tmp_path / "report"
-    pair = (f"random={random_student}", f"v0={bundled.ONNX}")
+    pair = (f"random={random_student}", f"v0={bundled.MODEL}")
     ended = delta(
         "evaluate", *pair, pairs, "-o", out, *QUICK, "--set", 'alignments=["affine_disparity","median_scale"]'
     )
@@ -112,7 +116,7 @@ def test_what_is_written_tells_the_same_as_what_is_printed(delta, pairs, random_
 
 def test_the_same_command_gives_the_same_bytes_and_takes_away_old_panels(delta, pairs, random_student, tmp_path):
     out = tmp_path / "report"
-    command = ("evaluate", f"a={random_student}", f"b={bundled.ONNX}", pairs, "-o", out, *QUICK)
+    command = ("evaluate", f"a={random_student}", f"b={bundled.MODEL}", pairs, "-o", out, *QUICK)
     assert delta(*command).code == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     assert delta(*command).code == 0
@@ -124,10 +128,10 @@ def test_the_same_command_gives_the_same_bytes_and_takes_away_old_panels(delta, 
 def test_an_exported_student_scores_as_its_run_does(delta, pairs, tmp_path):
     """Same preprocessing on both sides, so the tables differ by rounding alone."""
     out = tmp_path / "report"
-    ended = delta("evaluate", bundled.STUDENT, bundled.ONNX, pairs, "-o", out, *QUICK, "--json")
+    ended = delta("evaluate", bundled.STUDENT, bundled.MODEL, pairs, "-o", out, *QUICK, "--json")
     assert ended.code == 0, ended.err
     found = json.loads(ended.out)
-    assert [model["name"] for model in found["models"]] == [bundled.STUDENT.name, bundled.ONNX.name]
+    assert [model["name"] for model in found["models"]] == [bundled.STUDENT.name, bundled.MODEL.name]
     for metric, difference in found["differences"][0]["scores"]["affine_disparity"].items():
         assert abs(difference["mean"]) < 1e-4, metric
 
@@ -172,7 +176,7 @@ def test_a_teacher_sees_whole_patches_with_the_photos_aspect_and_a_square_where_
 )
 def test_what_cannot_be_evaluated_is_one_sentence(delta, pairs, tmp_path, arguments, error, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = {"pairs": pairs, "onnx": bundled.ONNX}
+    words = {"pairs": pairs, "onnx": bundled.MODEL}
     ended = delta("evaluate", *(word if "[" in word else word.format(**words) for word in arguments))
     assert complaint(ended).startswith(error.format(**words))
     assert list(tmp_path.iterdir()) == []
@@ -184,15 +188,13 @@ def test_a_teacher_of_a_size_that_is_no_whole_patches_is_refused(delta, pairs, t
 
 
 def test_nan_ends_with_3_after_everything_else_was_written(delta, pairs, random_student, tmp_path):
-    from safetensors.torch import load_file, save_file
-
     state = load_file(random_student)
     name = next(key for key in state if key.startswith("decoder") and key.endswith("weight"))
     state[name] = state[name] * float("nan")
-    with __import__("safetensors").safe_open(random_student, framework="pt") as file:
+    with safe_open(random_student, framework="pt") as file:
         metadata = file.metadata()
     save_file(state, tmp_path / "broken.safetensors", metadata=metadata)
-    ended = delta("evaluate", tmp_path / "broken.safetensors", bundled.ONNX, pairs, "-o", tmp_path / "out", *QUICK)
+    ended = delta("evaluate", tmp_path / "broken.safetensors", bundled.MODEL, pairs, "-o", tmp_path / "out", *QUICK)
     assert ended.code == 3
     assert "broken answers 12288 of 12288 pixels of scene0 with NaN or infinity" in ended.err
     assert "broken answers 12288" in ended.out
@@ -217,7 +219,7 @@ def test_left_out_images_are_said_counted_and_named(delta, pairs, random_student
 
 def test_fidelity_of_a_run_to_another_run_as_teacher(delta, pairs, tiny_run, tmp_path):
     """Multi-stage distillation: a Delta run stands where a teacher is asked for."""
-    command = ("evaluate", tiny_run, bundled.ONNX, pairs / "rgb", "--teacher", tiny_run, "-o", tmp_path / "o", *QUICK)
+    command = ("evaluate", tiny_run, bundled.MODEL, pairs / "rgb", "--teacher", tiny_run, "-o", tmp_path / "o", *QUICK)
     ended = delta(*command, "--json")
     assert ended.code == 0, ended.err
     found = json.loads(ended.out)

@@ -105,6 +105,35 @@ def loss_curve(
     return path
 
 
+def scatter(
+    groups: Mapping[str, Sequence[float]],
+    places: Sequence[float],
+    path: Path,
+    *,
+    xlabel: str,
+    ylabel: str,
+    numbers: Sequence[str],
+) -> Path:
+    """Draw each group's values over its place, the mean as a bar with the group's number, and return `path`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for index, (place, (name, values), number) in enumerate(zip(places, groups.items(), numbers, strict=True)):
+        color = LINE_COLORS[index % len(LINE_COLORS)]
+        mean = sum(values) / len(values)
+        axes.plot([place] * len(values), values, "o", color=color, markersize=5, label=f"{number}  {name}")
+        axes.annotate(number, (place, mean), xytext=(9, 0), textcoords="offset points", va="center", color=INK)
+    _style_axes(axes, ylabel, xlabel)
+    axes.margins(x=0.06)
+    axes.legend(frameon=False, labelcolor=INK, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    with write_aside(path) as aside:
+        figure.savefig(aside)
+    return path
+
+
 def _require_table(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], captions: Sequence[str] | None) -> None:
     if not rows or not titles:
         raise ValueError("a panel needs at least one row and one column")
@@ -214,8 +243,8 @@ def _set_scale(axes: Any, values: Float[np.ndarray, " n"]) -> None:
     axes.yaxis.set_minor_locator(ticker.NullLocator())
 
 
-def _style_axes(axes: Any, ylabel: str) -> None:
-    axes.set_xlabel("step", color=INK)
+def _style_axes(axes: Any, ylabel: str, xlabel: str = "step") -> None:
+    axes.set_xlabel(xlabel, color=INK)
     axes.set_ylabel(ylabel, color=INK)
     axes.grid(True, color="#d8dee4", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -11,9 +11,9 @@ from jaxtyping import Float32, UInt8
 from delta.bundle import SIDECAR, choose_model
 from delta.checkpoint import WEIGHTS, is_student, load_student
 from delta.errors import DeltaError
+from delta.files import file_sha256
 from delta.images import resize, resize_disparity, size_of_short_side, to_tensor_layout
 from delta.predict import DepthPredictor
-from delta.receipt import file_sha256
 from delta.student import Student
 from delta.teacher import Teacher, digest_weights, load_teacher
 from delta_pipelines.evaluate_recipe import TeacherView

@@ -300,9 +300,11 @@ def _load_initial(recipe: TrainRecipe, path: Path, say: Callable[[str], None]) -
 
 
 def _shape(config: StudentConfig) -> str:
-    shape = f"{config.encoder} with the {config.decoder} decoder"
-    return (
-        shape
-        if config.decoder == "seed"
-        else f"{shape}, width {config.width}, {config.fusion} fusion, {config.head} head"
-    )
+    parts = [f"{config.encoder} with the {config.decoder} decoder"]
+    if config.decoder == "light":
+        parts += [f"width {config.width}", f"{config.fusion} fusion", f"{config.head} head"]
+    if config.context:
+        parts.append(f"MobileViT blocks at {' and '.join(map(str, config.context))}")
+    if config.stage32 == "mobilevit":
+        parts.append("a MobileViT stage at 32")
+    return ", ".join(parts)

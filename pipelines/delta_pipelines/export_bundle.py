@@ -17,11 +17,12 @@ from delta.checkpoint import StudentCard, load_student
 from delta.config import Config
 from delta.errors import CheckFailed, DeltaError
 from delta.export import export_onnx, require_valid_size
+from delta.files import file_sha256
 from delta.onnx_model import DYNAMIC_BATCH, METADATA_PREFIX
 from delta.parity import compare, onnx_side, torch_side
 from delta.parity_report import ParityReport
 from delta.quantize import save, to_float16, to_int8
-from delta.receipt import file_sha256, stamp
+from delta.receipt import stamp
 from delta.student import Student
 from delta_pipelines.bundle_readme import write_readme
 from delta_pipelines.sample_photos import PhotoSample, sample_photos, to_pixels

@@ -15,9 +15,10 @@ from PIL import Image
 from delta import bundled
 from delta.bundle import choose_model
 from delta.checkpoint import load_student, save_student
+from delta.files import file_sha256
 from delta.images import find_photos
 from delta.predict import DepthPredictor, load_disparity_png16
-from delta.receipt import Receipt, file_sha256, read_receipt
+from delta.receipt import Receipt, read_receipt
 from delta_pipelines import export_bundle as job
 
 HEAVY = {"torch", "torchvision", "timm", "transformers", "onnx", "onnxscript"}

@@ -123,7 +123,7 @@ def _teacher(source: str, teacher: Teacher, view: TeacherView) -> DepthModel:
         name=teacher.identity.name.rpartition("/")[2],
         source=source,
         kind="teacher",
-        sees=f"{view.size_px} on the short side" if view.resize == "short_side" else f"{view.size_px}x{view.size_px}",
+        sees=f"short side {view.size_px}" if view.resize == "short_side" else f"{view.size_px}x{view.size_px}",
         sha256=teacher.identity.weights_sha256,
         parameters=teacher.parameters,
         disparity=lambda photo: ask_teacher(teacher, photo, view),

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 THRESHOLDS = np.linspace(1.05, 1.25, 10)  # of the ratio of neighbors; the larger weigh more
-WEIGHTS = THRESHOLDS / THRESHOLDS.sum()
 
 
 def boundary_f1(
@@ -19,13 +18,13 @@ def boundary_f1(
 
     Both maps are positive where `counted`; either may as well be a disparity, since ratios are compared. A jump is a
     ratio above the threshold between two counted neighbors, in each of four directions, whose precisions and recalls
-    are averaged. NaN where the truth has no jump at all, even at the lowest threshold.
+    are averaged. A threshold or a direction in which the truth has no jump asks for nothing and is left out, where
+    Depth Pro's code counts a 0: so a perfect answer has 1 on any scene. NaN where the truth has no jump at all.
     """
     jumps = list(_jumps(np.where(counted, z, 1), np.where(counted, truth, 1), counted))
-    if not any((real > np.log(THRESHOLDS[0])).any() for _, real in jumps):
-        return float("nan")
-    scores = [_f1_at(jumps, float(np.log(threshold))) for threshold in THRESHOLDS]
-    return float(np.dot(scores, WEIGHTS))
+    scores = np.array([_f1_at(jumps, float(np.log(threshold))) for threshold in THRESHOLDS])
+    asked = ~np.isnan(scores)
+    return float(scores[asked] @ THRESHOLDS[asked] / THRESHOLDS[asked].sum()) if asked.any() else float("nan")
 
 
 def _jumps(z: np.ndarray, truth: np.ndarray, counted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -40,10 +39,14 @@ def _jumps(z: np.ndarray, truth: np.ndarray, counted: np.ndarray) -> Iterator[tu
 
 
 def _f1_at(jumps: list[tuple[np.ndarray, np.ndarray]], threshold: float) -> float:
-    recall = precision = 0.0
+    """F1 at one threshold, the logarithm of a ratio; NaN where the truth has no jump."""
+    recalls, precisions = [], []
     for found, real in jumps:
         seen, there = found > threshold, real > threshold
-        hits = np.count_nonzero(seen & there)
-        recall += hits / max(np.count_nonzero(there), 1) / len(jumps)
-        precision += hits / max(np.count_nonzero(seen), 1) / len(jumps)
-    return 2 * recall * precision / (recall + precision) if recall + precision > 0 else 0.0
+        hits, claimed, asked = (np.count_nonzero(each) for each in (seen & there, seen, there))
+        recalls += [hits / asked] if asked else []
+        precisions += [hits / claimed] if claimed else []
+    if not recalls:
+        return float("nan")
+    recall, precision = np.mean(recalls), np.mean(precisions) if precisions else 0.0
+    return float(2 * recall * precision / (recall + precision)) if recall + precision > 0 else 0.0

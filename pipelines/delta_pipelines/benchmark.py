@@ -131,7 +131,7 @@ def depth_benchmark(
         tiles=lambda photo, disparity, depth_m: depth_tiles(
             photo, protocol.depth(disparity, depth_m, first), depth_m, protocol.counted(depth_m)
         ),
-        columns=("photo", "measured depth", "predicted, aligned", "error |z - gt| / gt"),
+        columns=("photo", "measured depth", "predicted, aligned", "error |z - gt| / gt, brightest from 0.5"),
         notes=notes,
     )
 

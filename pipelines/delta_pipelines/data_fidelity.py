@@ -99,7 +99,7 @@ def _benchmark(path: Path, cases: Sequence[Case], note: str) -> Benchmark:
         score=score,
         unusable=lambda name, photo, teacher: "" if (teacher > 0).any() else "the teacher sees no disparity above 0",
         tiles=lambda photo, disparity, teacher: disparity_tiles(photo, _aligned(disparity, teacher), teacher),
-        columns=("photo", "teacher", "model, aligned", "error |a - t| / t"),
+        columns=("photo", "teacher", "model, aligned", "error |a - t| / t, brightest from 0.5"),
         notes=(note,),
     )
 

@@ -18,6 +18,8 @@ from delta.student import Student
 from delta.teacher import Teacher, digest_weights, load_teacher
 from delta_pipelines.evaluate_recipe import TeacherView
 
+MODELS = "name a run, a checkpoint, an ONNX file, a bundle, or a teacher by its folder or hub id"
+
 Photo = UInt8[np.ndarray, "h w 3"]
 Disparity = Float32[np.ndarray, "h w"]
 
@@ -31,7 +33,7 @@ class DepthModel:
     kind: str
     sees: str  # what it is shown of a photo
     sha256: str  # of its weights, or of its file
-    parameters: int  # 0 where a file does not tell
+    parameters: int  # 0 where a file does not tell: norms are folded into an exported graph's weights
     disparity: Callable[[Photo], Disparity]
 
 
@@ -66,10 +68,12 @@ def _load(source: str, view: TeacherView, device: torch.device) -> DepthModel:
         return _student(path, device)
     if path.suffix == ".onnx" or (path / SIDECAR).is_file():
         return _exported(path)
+    if not path.exists() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
+        raise DeltaError(f"there is no model {source}", MODELS)
     if path.is_file() or (path.is_dir() and not (path / "config.json").is_file()):
         raise DeltaError(
             f"{path} is no model: neither a run, a checkpoint, an ONNX file, a bundle nor a teacher in hub layout",
-            f"a run holds {WEIGHTS}, a bundle {SIDECAR}, a teacher config.json",
+            f"a finished run holds {WEIGHTS}, a bundle {SIDECAR}, a teacher config.json",
         )
     return _teacher(source, load_teacher(source, precision=view.precision, device=device), view)
 
@@ -119,7 +123,7 @@ def _teacher(source: str, teacher: Teacher, view: TeacherView) -> DepthModel:
         name=teacher.identity.name.rpartition("/")[2],
         source=source,
         kind="teacher",
-        sees=f"{view.size_px} on the short side" if view.resize == "short_side" else f"{view.size_px}x{view.size_px}",
+        sees=f"short side {view.size_px}" if view.resize == "short_side" else f"{view.size_px}x{view.size_px}",
         sha256=teacher.identity.weights_sha256,
         parameters=teacher.parameters,
         disparity=lambda photo: ask_teacher(teacher, photo, view),

@@ -2,12 +2,13 @@
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 from delta.colormaps import INVALID_RGB, colorize
 from delta.predict import normalize_for_display
 
 ERROR_SHOWN = 0.5  # relative errors from here on have the brightest color
+SPARSE, POINT_PX = 0.25, 5  # below this share of pixels a point of LiDAR is drawn this large
 RIGHT, WRONG = (46, 160, 67), (218, 54, 51)
 
 Picture = UInt8[np.ndarray, "h w 3"]
@@ -17,13 +18,14 @@ Map = Float[np.ndarray, "h w"]
 def depth_tiles(photo: Picture, z: Map, depth_m: Map, counted: Bool[np.ndarray, "h w"]) -> list[Picture]:
     """Photo, measured and predicted depth in the truth's colors (red is near), and the relative error.
 
-    Gray is what does not count.
+    Gray is what does not count; where depth is sparse, its points are drawn larger than they are.
     """
     measured = np.where(counted, depth_m, np.nan)
     near, far = np.nanpercentile(measured, [1, 99]).astype(float)
-    inverse = [(1 / np.where(counted, each, np.nan)).astype(np.float32) for each in (depth_m, z)]
-    colored = [colorize(each, "spectral", vmin=1 / far, vmax=1 / near) for each in inverse]
-    return [photo, *colored, error_tile(np.abs(z - measured) / measured)]
+    error = np.abs(z - measured) / measured
+    shown, error = (_thickened(each) if counted.mean() < SPARSE else each for each in (1 / measured, error))
+    colored = [colorize(each.astype(np.float32), "spectral", vmin=1 / far, vmax=1 / near) for each in (shown, 1 / z)]
+    return [photo, *colored, error_tile(error)]
 
 
 def disparity_tiles(photo: Picture, aligned: Map, teacher: Map) -> list[Picture]:
@@ -53,3 +55,10 @@ def error_tile(error: Map) -> Picture:
     """Color a relative error from dark (none) to bright (half or more); gray is what does not count."""
     colors = colorize(np.nan_to_num(error).astype(np.float32), "inferno", vmin=0.0, vmax=ERROR_SHOWN)
     return np.where(np.isfinite(error)[..., None], colors, np.array(INVALID_RGB, np.uint8))
+
+
+def _thickened(values: Map) -> Map:
+    """Spread each known value, all of them at least 0, over its neighbors; the largest wins."""
+    known = np.where(np.isfinite(values), values, -1).astype(np.float32)
+    spread = np.asarray(Image.fromarray(known).filter(ImageFilter.MaxFilter(POINT_PX)))
+    return np.where(spread >= 0, spread, np.nan)

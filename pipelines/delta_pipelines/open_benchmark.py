@@ -1,5 +1,6 @@
 """Which benchmark is in a folder? Told by its layout, or by the recipe."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -47,8 +48,11 @@ def open_benchmark(path: Path, recipe: EvaluateRecipe, teacher: str | None, devi
     for layout in fitting:
         if layout.is_there(path):
             return layout.open(path, recipe)
-    if wanted in ("auto", "fidelity") and holds_photos(path):
+    asked = wanted == "fidelity" or (wanted == "auto" and bool(teacher or os.environ.get("DELTA_TEACHER")))
+    if asked and holds_photos(path):
         return data_fidelity.open_live(path, recipe, teacher, device)
-    looked_for = [layout.looked_for for layout in fitting] + ["photos"] * (wanted in ("auto", "fidelity"))
+    looked_for = [layout.looked_for for layout in fitting]
+    if wanted in ("auto", "fidelity"):
+        looked_for.append("photos, to compare with a --teacher")
     what = "benchmark that Delta knows" if wanted == "auto" else f"{wanted} benchmark"
     raise DeltaError(f"{path} holds no {what}", f"looked for {'; '.join(looked_for)}")

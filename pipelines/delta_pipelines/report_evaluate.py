@@ -65,7 +65,8 @@ def _side_by_side(evaluation: Evaluation, alignment: str) -> tuple[list[str], li
 
 
 def _show(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="dim")
+    console.out.print(title, markup=False, style="italic", soft_wrap=True)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for index, head in enumerate(heads):
         table.add_column(head, justify="right" if index else "left", overflow="fold")
     for row in rows:

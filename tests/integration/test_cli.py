@@ -30,6 +30,7 @@ COMMANDS = {
     ),
     ("train",): ("STORE", "RUN", "--recipe", "--set", "--device", "--teacher"),
     ("runs",): ("FOLDER", "--output", "-o", "--json"),
+    ("evaluate",): ("MODEL... DATA", "--output", "-o", "--teacher", "--recipe", "--set", "--device", "--json"),
     ("export",): ("RUN", "OUT", "--photos", "--size", "--precision", "--dynamic-batch", "--recipe", "--set", "--json"),
     ("verify",): ("BUNDLE|MODEL.onnx", "RUN|MODEL.onnx", "PHOTOS", "--provider", "--truth", "--junit", "--stamp"),
     ("predict",): ("BUNDLE|MODEL.onnx", "PHOTO|FOLDER|VIDEO", "--output", "--depth-only", "--npy", "--ply", "--view"),

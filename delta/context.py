@@ -5,7 +5,7 @@ inverted residuals, MobileViTv2's linear attention on top.
 """
 
 from collections.abc import Collection
-from typing import cast
+from typing import Any, cast
 
 from jaxtyping import Float
 from timm.models._efficientnet_blocks import InvertedResidual
@@ -28,7 +28,7 @@ class Context(nn.Module):
     def __init__(self, channels: dict[int, int], strides: Collection[int] = (), stage: bool = False) -> None:
         super().__init__()
         self.channels = channels | ({32: STAGE_CHANNELS} if stage else {})
-        chosen = sorted({*strides, *([32] if stage else [])})
+        chosen: list[int] = sorted({*strides, *([32] if stage else [])})
         self.blocks = nn.ModuleDict({str(stride): _block(self.channels[stride]) for stride in chosen})
         self.down = _halve(channels[16]) if stage else None
 
@@ -45,7 +45,8 @@ class Context(nn.Module):
 def _block(channels: int) -> MobileVitV2Block:
     width = min(channels, MAX_WIDTH)
     block = MobileVitV2Block(channels, transformer_dim=width, transformer_depth=DEPTH, patch_size=PATCH)
-    nn.init.zeros_(cast(Tensor, block.conv_proj.bn.weight))  # starts as the identity: the encoder's weights still hold
+    projection = cast(Any, block.conv_proj)
+    nn.init.zeros_(projection.bn.weight)  # starts as the identity: the encoder's weights still hold
     return block
 
 

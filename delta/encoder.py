@@ -89,7 +89,8 @@ def _cut(encoder: nn.Module, name: str, deepest: int) -> nn.Module:
     kept = [index for index, stride in enumerate(level_strides(encoder)) if stride <= deepest]
     cut: Any = _create(name, out_indices=tuple(kept))
     if isinstance(cut, EfficientNetFeatures):  # which builds, and runs, what it does not give
-        del cut.blocks[cut.feature_info.get_dicts()[-1]["stage"] :]
+        info: Any = cut.feature_info
+        del cut.blocks[info.get_dicts()[-1]["stage"] :]
     return cut
 
 

@@ -27,7 +27,7 @@ class RememberingTeacher:
         )
 
     def _answer(self, image: Float[Tensor, "1 3 h w"]) -> TeacherOutput:
-        key = hashlib.sha256(image.cpu().contiguous().numpy()).digest()
+        key = hashlib.sha256(image.cpu().contiguous().numpy().tobytes()).digest()
         if key not in self._answers:
             self._answers[key] = self._teacher(image)
         return self._answers[key]

@@ -34,6 +34,7 @@ COMMANDS = {
     ("export",): ("RUN", "OUT", "--photos", "--size", "--precision", "--dynamic-batch", "--recipe", "--set", "--json"),
     ("verify",): ("BUNDLE|MODEL.onnx", "RUN|MODEL.onnx", "PHOTOS", "--provider", "--truth", "--junit", "--stamp"),
     ("predict",): ("BUNDLE|MODEL.onnx", "PHOTO|FOLDER|VIDEO", "--output", "--depth-only", "--npy", "--ply", "--view"),
+    ("bench", "ladder"): ("PHOTOS", "DATA", "--output", "--recipe", "--teacher", "--set", "--device", "--json"),
     ("bench", "latency"): ("MODEL|RUN", "--teacher", "--recipe", "--set", "--json"),
     ("demo",): ("--out", "--photos", "--teacher", "--device"),
 }

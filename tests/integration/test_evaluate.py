@@ -135,7 +135,8 @@ def test_an_exported_student_scores_as_its_run_does(delta, pairs, tmp_path):
     found = json.loads(ended.out)
     assert [model["name"] for model in found["models"]] == [bundled.STUDENT.name, MODEL.stem]
     for metric, difference in found["differences"][0]["scores"]["affine_disparity"].items():
-        assert abs(difference["mean"]) < 1e-3, metric
+        score = found["models"][0]["scores"]["affine_disparity"][metric]["mean"]
+        assert difference["mean"] == pytest.approx(0, abs=1e-3 * max(1, score)), metric
 
 
 def test_names_are_told_apart_by_file_then_folder_then_number(tmp_path, random_student):

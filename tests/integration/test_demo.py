@@ -114,7 +114,7 @@ def test_the_demo_without_a_teacher_takes_the_bundled_student_and_says_so(tmp_pa
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty"), "DELTA_TEACHER": ""}
     out, err = ended(python(DEMO, "demo", "--out", tmp_path / "out", **offline))
     assert_panel(out, tmp_path / "out")
-    assert "delta student mobilevitv2_050 of" in out
+    assert "delta student tf_efficientnet_lite0 of" in out
     assert "delta-xs acted as the teacher" in " ".join(err.split())
     again, second = ended(python(DEMO, "demo", "--out", tmp_path / "out", **offline))
     assert_panel(again, tmp_path / "out")

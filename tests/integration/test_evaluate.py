@@ -24,15 +24,6 @@ MODEL = choose_model(bundled.STUDENT)
 QUICK = ("--set", "bootstrap=200")
 
 
-def complaint(ended) -> str:
-    assert ended.code == 2, ended.err
-    assert ended.out == ""
-    assert "Traceback" not in ended.err
-    error, hint = ended.err.split("error:", 1)[1].split("hint:")
-    assert hint.strip()
-    return error.strip()
-
-
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four bundled photos with depth that has something to do with them; not to be changed."""
@@ -181,13 +172,13 @@ def test_what_cannot_be_evaluated_is_one_sentence(delta, pairs, tmp_path, argume
     monkeypatch.chdir(tmp_path)
     words = {"pairs": pairs, "onnx": MODEL}
     ended = delta("evaluate", *(word if "[" in word else word.format(**words) for word in arguments))
-    assert complaint(ended).startswith(error.format(**words))
+    assert ended.complaint().startswith(error.format(**words))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_teacher_of_a_size_that_is_no_whole_patches_is_refused(delta, pairs, teacher_folder, tmp_path):
     ended = delta("evaluate", teacher_folder, pairs, "-o", tmp_path / "o", "--set", "teacher.size_px=100")
-    assert complaint(ended) == "the teacher's side is a multiple of 14 px, not 100"
+    assert ended.complaint() == "the teacher's side is a multiple of 14 px, not 100"
 
 
 def test_nan_ends_with_3_after_everything_else_was_written(delta, pairs, random_student, tmp_path):

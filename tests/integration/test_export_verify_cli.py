@@ -32,16 +32,6 @@ finally:
 """
 
 
-def complaint(ended) -> str:
-    assert ended.code == 2, ended.err
-    assert ended.out == ""
-    assert "Traceback" not in ended.err
-    error, hint = ended.err.split("error:", 1)[1].split("hint:")
-    assert error.strip()
-    assert hint.strip()
-    return error.strip()
-
-
 def strict_json(text: str) -> dict:
     """What any JSON reader reads: NaN and Infinity are no JSON."""
 
@@ -132,7 +122,7 @@ def test_half_and_int8_files_are_small_and_predict_nearly_the_same(tiny_bundle):
 
 def test_export_without_a_run_says_so(delta, tmp_path):
     ended = delta("export", tmp_path / "none", tmp_path / "bundle")
-    assert complaint(ended) == f"there is no student at {tmp_path / 'none'}"
+    assert ended.complaint() == f"there is no student at {tmp_path / 'none'}"
     assert "delta train" in ended.err
 
 
@@ -141,7 +131,7 @@ def test_export_without_a_run_says_so(delta, tmp_path):
 )
 def test_export_of_a_size_that_cannot_be_names_the_nearest(delta, tmp_path, shipped, few_photos, size, nearest):
     ended = delta("export", shipped, tmp_path / "b", "--photos", few_photos, "--size", "64x64", "--size", size)
-    assert complaint(ended) == f"a graph of {size} px cannot be: sides are multiples of 64"
+    assert ended.complaint() == f"a graph of {size} px cannot be: sides are multiples of 64"
     assert nearest in ended.err
     assert list(tmp_path.iterdir()) == []
 
@@ -149,7 +139,7 @@ def test_export_of_a_size_that_cannot_be_names_the_nearest(delta, tmp_path, ship
 @pytest.mark.parametrize("size", ["big", "256", "256x", "-64x64", "64x64x3", "6.4x64"])
 def test_export_of_what_is_no_size_says_how_to_write_one(delta, tmp_path, shipped, few_photos, size):
     ended = delta("export", shipped, tmp_path / "bundle", "--photos", few_photos, f"--size={size}")
-    assert complaint(ended) == f"{size!r} is not a size"
+    assert ended.complaint() == f"{size!r} is not a size"
     assert "HEIGHTxWIDTH" in ended.err
 
 
@@ -170,15 +160,15 @@ def test_an_int8_file_that_cannot_be_small_and_right_is_refused_and_the_others_k
 
 def test_export_in_a_precision_that_does_not_exist_names_those_that_do(delta, tmp_path, shipped, few_photos):
     ended = delta("export", shipped, tmp_path / "bundle", "--photos", few_photos, "--precision", "int4")
-    assert complaint(ended) == "there is no precision 'int4'"
+    assert ended.complaint() == "there is no precision 'int4'"
     assert "fp32, packed, fp16, int8" in ended.err
 
 
 def test_export_onto_something_else_leaves_it_alone(delta, tmp_path, shipped, few_photos):
     (tmp_path / "thesis.tex").write_text("years of work")
-    error = complaint(delta("export", shipped, tmp_path, "--photos", few_photos))
+    error = delta("export", shipped, tmp_path, "--photos", few_photos).complaint()
     assert error == f"{tmp_path} holds thesis.tex, which is no part of a bundle"
-    error = complaint(delta("export", shipped, tmp_path / "thesis.tex", "--photos", few_photos))
+    error = delta("export", shipped, tmp_path / "thesis.tex", "--photos", few_photos).complaint()
     assert error == f"{tmp_path / 'thesis.tex'} is a file, not a folder"
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
@@ -187,7 +177,7 @@ def test_export_without_a_usable_photo_writes_nothing(delta, tmp_path, shipped):
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "broken.jpg").write_bytes(b"no photo")
-    error = complaint(delta("export", shipped, tmp_path / "bundle", "--photos", photos))
+    error = delta("export", shipped, tmp_path / "bundle", "--photos", photos).complaint()
     assert error.startswith(f"no photo at {photos} can be used; {photos / 'broken.jpg'}: ")
     assert not (tmp_path / "bundle").exists()
 
@@ -318,7 +308,7 @@ def test_any_two_of_run_and_files_can_be_compared(delta, shipped, tiny_bundle, t
         ended = delta("verify", *pair, few_photos, *FEW, "--json")
         assert ended.code == 0, ended.err
         assert any(row["precision"] == "fp16" for row in strict_json(ended.out)["rows"])
-    error = complaint(delta("verify", shipped, shipped, few_photos, *FEW))
+    error = delta("verify", shipped, shipped, few_photos, *FEW).complaint()
     assert error == f"{shipped} is a run, and so is the other: nothing to compare"
 
 
@@ -334,22 +324,22 @@ def test_verify_against_measured_depth_shows_the_change(delta, tmp_path, shipped
     assert truth["n"] == 3
     assert truth["candidate"]["abs_rel"] == pytest.approx(truth["reference"]["abs_rel"], abs=1e-4)
     ended = delta("verify", tiny_model, shipped, few_photos, *FEW, "--truth", tmp_path / "none")
-    assert complaint(ended).startswith(f"there is no depth map {tmp_path / 'none'}")
+    assert ended.complaint().startswith(f"there is no depth map {tmp_path / 'none'}")
 
 
 def test_verify_asks_for_enough_photos(delta, shipped, tiny_model, few_photos):
     ended = delta("verify", tiny_model, shipped, few_photos)
-    assert complaint(ended) == f"{few_photos} has 3 usable photos, a verification asks for 64"
+    assert ended.complaint() == f"{few_photos} has 3 usable photos, a verification asks for 64"
     assert "--set verify_photos=3" in ended.err
 
 
 def test_verify_with_a_provider_that_is_not_there_says_so(delta, shipped, tiny_model, few_photos):
     ended = delta("verify", tiny_model, shipped, few_photos, *FEW, "--provider", "QuantumExecutionProvider")
-    assert complaint(ended) == "this onnxruntime has no QuantumExecutionProvider"
+    assert ended.complaint() == "this onnxruntime has no QuantumExecutionProvider"
 
 
 def test_verify_with_another_run_says_whose_the_model_is(delta, shipped, tiny_model, other_run, few_photos):
-    error = complaint(delta("verify", tiny_model, other_run, few_photos, *FEW))
+    error = delta("verify", tiny_model, other_run, few_photos, *FEW).complaint()
     ours = load_student(shipped)[1].fingerprint
     assert error == f"{tiny_model} was exported from training {ours[:12]}, {other_run} is training {'f' * 12}"
 
@@ -357,7 +347,7 @@ def test_verify_with_another_run_says_whose_the_model_is(delta, shipped, tiny_mo
 @pytest.mark.parametrize("missing", ["model", "run", "photos"])
 def test_verify_without_one_of_the_three_names_it(delta, tmp_path, shipped, tiny_model, few_photos, missing):
     paths = {"model": tiny_model, "run": shipped, "photos": few_photos} | {missing: tmp_path / "none"}
-    error = complaint(delta("verify", paths["model"], paths["run"], paths["photos"], *FEW))
+    error = delta("verify", paths["model"], paths["run"], paths["photos"], *FEW).complaint()
     assert error.startswith("there is no ")
     assert str(tmp_path / "none") in error
 
@@ -367,10 +357,10 @@ def test_a_bundle_without_its_sidecar_says_so(delta, tmp_path, shipped, tiny_bun
     bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     rest = {"predict": (few_photos, "-o", tmp_path / "out"), "verify": (shipped, few_photos)}[command]
     (bundle / "depth_64x128_int8.onnx").unlink()
-    error = complaint(delta(command, bundle, *rest))
+    error = delta(command, bundle, *rest).complaint()
     assert error == f"{bundle} lacks depth_64x128_int8.onnx, which delta.json lists"
     (bundle / "delta.json").unlink()
-    assert complaint(delta(command, bundle, *rest)) == f"{bundle} is no bundle: it has no delta.json"
+    assert delta(command, bundle, *rest).complaint() == f"{bundle} is no bundle: it has no delta.json"
 
 
 def foreign_onnx(path: Path) -> Path:
@@ -397,7 +387,7 @@ def text_named_onnx(path: Path) -> Path:
 def test_a_model_that_is_not_deltas_is_refused(delta, tmp_path, shipped, few_photos, make, named, command):
     model = make(tmp_path / "model.onnx")
     rest = {"predict": (few_photos, "-o", tmp_path / "out"), "verify": (shipped, few_photos)}[command]
-    error = complaint(delta(command, model, *rest))
+    error = delta(command, model, *rest).complaint()
     assert named in error
     assert str(model) in error
     assert not (tmp_path / "out").exists()
@@ -405,15 +395,15 @@ def test_a_model_that_is_not_deltas_is_refused(delta, tmp_path, shipped, few_pho
 
 def test_predict_on_a_folder_without_photos_says_what_was_looked_for(delta, tmp_path, tiny_model):
     (tmp_path / "notes.txt").write_text("no photo")
-    error = complaint(delta("predict", tiny_model, tmp_path, "-o", tmp_path / "out"))
+    error = delta("predict", tiny_model, tmp_path, "-o", tmp_path / "out").complaint()
     assert error.startswith(f"no photos in {tmp_path}: looked for .jpg")
-    error = complaint(delta("predict", tiny_model, tmp_path / "none", "-o", tmp_path / "out"))
+    error = delta("predict", tiny_model, tmp_path / "none", "-o", tmp_path / "out").complaint()
     assert error == f"there is no folder {tmp_path / 'none'}"
 
 
 def test_predict_with_a_colormap_that_does_not_exist_names_those_that_do(delta, tmp_path, tiny_model, few_photos):
     ended = delta("predict", tiny_model, few_photos, "-o", tmp_path / "out", "--colormap", "jet")
-    assert complaint(ended) == "there is no colormap 'jet'"
+    assert ended.complaint() == "there is no colormap 'jet'"
     assert "spectral, inferno, viridis, gray" in ended.err
     assert not (tmp_path / "out").exists()
 

@@ -36,6 +36,13 @@ def write_aside(path: Path) -> Iterator[Path]:
     _flush_folder(path.parent)
 
 
+def write_text(path: Path, text: str) -> Path:
+    """Write `text` aside, in UTF-8, and return `path`."""
+    with write_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+    return path
+
+
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
     try:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from delta.bundle import SIDECAR, BundleCard, ModelFile
-from delta.files import write_aside
+from delta.files import write_text
 
 PAGE = """# {title}
 
@@ -86,10 +86,7 @@ def write_readme(folder: Path, card: BundleCard) -> Path:
         commit=student["commit"][:12] or "unknown",
         agreement=f"Agreement with its teacher on {agreement['n']:.0f} held-out photos: {said}." if said else "",
     )
-    path = folder / "README.md"
-    with write_aside(path) as aside:
-        aside.write_text(page, encoding="utf-8")
-    return path
+    return write_text(folder / "README.md", page)
 
 
 def _row(model: ModelFile) -> str:

@@ -10,8 +10,9 @@ import numpy as np
 
 from delta.bootstrap import Estimate
 from delta.errors import DeltaError
-from delta.files import write_aside
+from delta.files import write_aside, write_text
 from delta.panel import save_picture, side_by_side
+from delta_pipelines import markdown
 from delta_pipelines.benchmark import METRICS, Benchmark
 from delta_pipelines.depth_models import DepthModel
 from delta_pipelines.evaluate import Evaluation, ModelScore, Rows
@@ -59,13 +60,11 @@ def write_markdown(evaluation: Evaluation, path: Path) -> Path:
     """Write the tables as Markdown, with what has to be known to read them."""
     lines = [f"# {evaluation.title}: {evaluation.images} images", ""]
     for alignment in alignments(evaluation):
-        lines += [f"Aligned by {alignment.replace('_', ' ')}.", "", *_markdown(*score_table(evaluation, alignment)), ""]
+        lines += [f"Aligned by {alignment.replace('_', ' ')}.", "", *_markdown(score_table(evaluation, alignment)), ""]
         if evaluation.differences:
-            lines += ["Differences, image by image:", "", *_markdown(*difference_table(evaluation, alignment)), ""]
+            lines += ["Differences, image by image:", "", *_markdown(difference_table(evaluation, alignment)), ""]
     lines += [f"- {line}" for line in remarks(evaluation)]
-    with write_aside(path) as aside:
-        aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
+    return write_text(path, "\n".join(lines) + "\n")
 
 
 def write_csv(rows: Rows, metrics: Sequence[str], path: Path) -> Path:
@@ -180,9 +179,6 @@ def number(key: str, value: float, sign: str = "") -> str:
     return "–" if np.isnan(value) else f"{value:{sign}.{METRICS[key].digits}f}"
 
 
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in (heads, *rows)]
-    yield f"| {' | '.join(cells[0])} |"
-    yield f"|{'---|' * len(heads)}"
-    for row in cells[1:]:
-        yield f"| {' | '.join(row)} |"
+def _markdown(content: tuple[list[str], list[list[str]]]) -> Iterator[str]:
+    heads, rows = content
+    return markdown.table(heads, rows, left=len(heads))

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 from rich.table import Table
 
-from delta.files import write_aside
+from delta.files import write_text
 from delta.panel import scatter
-from delta_pipelines import console
+from delta_pipelines import console, markdown
 from delta_pipelines.ladder import Step, gains, noise
 from delta_pipelines.ladder_recipe import LadderRecipe
 from delta_pipelines.provenance import commit
@@ -20,13 +20,14 @@ COLUMNS = (
     ("abs_rel", "AbsRel"),
     ("delta1", "delta1"),
 )
+HEADS = ("", "rung", "kB a photo", *(label for _, label in COLUMNS), "change of AbsRel")
 NOISES = 2.0  # a change within so many deviations of a difference of means is taken for noise
 
 
 def write_ladder(recipe: LadderRecipe, steps: Sequence[Step], title: str, out: Path) -> Path:
     """Write `ladder.md`, `ladder.json` and the pictures into `out`; return the first."""
     document = {"recipe": recipe, "data": title, "commit": commit(), "steps": steps}
-    _write(out / "ladder.json", msgspec.json.format(msgspec.json.encode(document)).decode())
+    write_text(out / "ladder.json", msgspec.json.format(msgspec.json.encode(document)).decode())
     names = [f"{index}" for index, _ in enumerate(steps)]
     pictures = []
     for metric, label in (
@@ -38,35 +39,31 @@ def write_ladder(recipe: LadderRecipe, steps: Sequence[Step], title: str, out: P
         places = [step.bytes_per_photo / 1000 for step in steps] if by_bytes else list(range(len(steps)))
         axis = "kB a photo in the store" if by_bytes else "rung"
         pictures.append(scatter(points, places, out / f"{metric}.png", xlabel=axis, ylabel=label, numbers=names))
-    return _write(out / "ladder.md", "\n".join(_lines(recipe, steps, title, pictures)))
+    return write_text(out / "ladder.md", "\n".join(_lines(recipe, steps, title, pictures)))
 
 
 def _lines(recipe: LadderRecipe, steps: Sequence[Step], title: str, pictures: Sequence[Path]) -> list[str]:
     runs = len(recipe.seeds)
     samples = steps[0].runs[0].samples
     what = "one change a rung, kept by those after it" if recipe.cumulative else "each changed alone"
-    head = _head()
+    changes = [[str(index), _code(step.changes)] for index, step in enumerate(steps)]
     return [
         f"{runs} run{'s' if runs > 1 else ''} a rung of {samples:,} samples, from recipe `{recipe.start}`; {what}.",
         f"Depth: {title}. Numbers are means over seeds, ± their deviation.",
         "",
-        "| " + " | ".join(head) + " |",
-        "|---" * 2 + "|---:" * (len(head) - 2) + "|",
-        *("| " + " | ".join(row) + " |" for row in table(recipe, steps)),
+        *markdown.table(HEADS, table(recipe, steps), left=2),
         "",
         *(f"![{path.stem}]({path.name})" for path in pictures),
         "",
-        "| | what the rung changes |",
-        "|---|---|",
-        *(f"| {index} | {', '.join(f'`{entry}`' for entry in step.changes)} |" for index, step in enumerate(steps)),
+        *markdown.table(["", "what the rung changes"], changes, left=2),
         "",
-        f"The budget of all: {', '.join(f'`{entry}`' for entry in (*recipe.budget, *recipe.store))}.",
+        f"The budget of all: {_code((*recipe.budget, *recipe.store))}.",
         "",
     ]
 
 
-def _head() -> list[str]:
-    return ["", "rung", "kB a photo", *(label for _, label in COLUMNS), "change of AbsRel"]
+def _code(entries: Sequence[str]) -> str:
+    return ", ".join(f"`{entry}`" for entry in entries)
 
 
 def table(recipe: LadderRecipe, steps: Sequence[Step]) -> list[list[str]]:
@@ -94,15 +91,9 @@ def _verdict(gain: float | None, deviation: float | None, step: Step) -> str:
     return f"{gain:+.3f}, {'pays' if pays else 'does not pay'}"
 
 
-def _write(path: Path, text: str) -> Path:
-    with write_aside(path) as aside:
-        aside.write_text(text, encoding="utf-8")
-    return path
-
-
 def show(recipe: LadderRecipe, steps: Sequence[Step], report: Path) -> None:
     """Print the table, and where the report is."""
-    shown = Table(*_head(), box=None, padding=(0, 2, 0, 0), header_style="dim")
+    shown = Table(*HEADS, box=None, padding=(0, 2, 0, 0), header_style="dim")
     for row in table(recipe, steps):
         shown.add_row(*row)
     console.out.print(shown)

@@ -6,7 +6,7 @@ much, the convolutions that cost the most stay in float32.
 """
 
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -21,6 +21,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
+from delta.bundle import PRECISIONS
 from delta.errors import DeltaError
 from delta.files import write_aside
 from delta.metrics import Agreement, agreement
@@ -39,6 +40,25 @@ class Int8Result:
     model: onnx.ModelProto
     excluded: tuple[str, ...]
     agreement: Agreement
+
+
+def in_precision(
+    model: onnx.ModelProto, precision: str, pixels: Callable[[], Sequence[Pixels]], *, search: int, max_change: float
+) -> onnx.ModelProto:
+    """Return a float32 graph in one of `bundle.PRECISIONS`; int8 alone asks for `pixels`, and for the rest.
+
+    Raises:
+        DeltaError: there is no such precision, or what the precision's own function says.
+    """
+    if precision == "fp32":
+        return model
+    if precision == "packed":
+        return pack_weights(model)
+    if precision == "fp16":
+        return to_float16(model)
+    if precision == "int8":
+        return to_int8(model, pixels(), search=search, max_change=max_change).model
+    raise DeltaError(f"there is no precision {precision!r}", f"use {', '.join(PRECISIONS)}")
 
 
 def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:

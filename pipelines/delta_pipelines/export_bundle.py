@@ -21,11 +21,11 @@ from delta.files import file_sha256
 from delta.onnx_model import DYNAMIC_BATCH, METADATA_PREFIX
 from delta.parity import compare, onnx_side, torch_side
 from delta.parity_report import ParityReport
-from delta.quantize import pack_weights, save, to_float16, to_int8
+from delta.quantize import in_precision, save
 from delta.receipt import stamp
 from delta.student import Student
 from delta_pipelines.bundle_readme import write_readme
-from delta_pipelines.sample_photos import PhotoSample, sample_photos, to_pixels
+from delta_pipelines.sample_photos import sample_photos, to_pixels
 
 EXCLUDED = f"{METADATA_PREFIX}convolutions_in_float32"
 # Licences of teachers, by a part of their name; a student is a derivative of its teacher's answers.
@@ -93,7 +93,16 @@ def export_bundle(
         for precision in precisions:
             path = out / _file_name(size_px, precision)
             on_start(path.name)
-            save(_in_precision(graph, precision, size_px, sample, recipe), path)
+            save(
+                in_precision(
+                    graph,
+                    precision,
+                    lambda size_px=size_px: to_pixels(sample.images[: recipe.calibration_photos], size_px),
+                    search=recipe.search_photos,
+                    max_change=recipe.search_change,
+                ),
+                path,
+            )
             report = compare(reference, onnx_side(path), sample.images, fp32_bytes=fp32_bytes)
             on_file(report)
             if report.passed:
@@ -139,19 +148,6 @@ def parse_size(text: str) -> tuple[int, int]:
     if not (height.isdecimal() and width.isdecimal()):
         raise DeltaError(f"{text!r} is not a size", "write it as HEIGHTxWIDTH, such as 256x320")
     return int(height), int(width)
-
-
-def _in_precision(
-    graph: onnx.ModelProto, precision: str, size_px: tuple[int, int], sample: PhotoSample, recipe: ExportRecipe
-) -> onnx.ModelProto:
-    if precision == "fp32":
-        return graph
-    if precision == "packed":
-        return pack_weights(graph)
-    if precision == "fp16":
-        return to_float16(graph)
-    pixels = to_pixels(sample.images[: recipe.calibration_photos], size_px)
-    return to_int8(graph, pixels, search=recipe.search_photos, max_change=recipe.search_change).model
 
 
 def _file_name(size_px: tuple[int, int], precision: str) -> str:

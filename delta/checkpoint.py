@@ -56,10 +56,15 @@ def round_to_half(student: Student) -> Student:
     return student
 
 
+def weights_file(path: Path) -> Path:
+    """Where the weights of a run, a checkpoint or a shipped student lie, if they do."""
+    path = bundled.find(path)
+    return path / WEIGHTS if path.is_dir() else path
+
+
 def is_student(path: Path) -> bool:
     """Whether `path` is a run folder with a student in it, a Delta checkpoint, or the name of a shipped student."""
-    path = bundled.find(path)
-    file = path / WEIGHTS if path.is_dir() else path
+    file = weights_file(path)
     return file.is_file() and _metadata(file).get("format") == FORMAT
 
 
@@ -69,8 +74,7 @@ def load_student(path: Path) -> tuple[Student, StudentCard]:
     Raises:
         DeltaError: nothing there, not a Delta checkpoint, of a newer version, or of other shapes than its card.
     """
-    path = bundled.find(path)
-    file = path / WEIGHTS if path.is_dir() else path
+    file = weights_file(path)
     if not file.is_file():
         raise DeltaError(f"there is no student at {path}", "name a run made by `delta train`, or its .safetensors file")
     metadata = _metadata(file)

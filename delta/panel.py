@@ -90,19 +90,12 @@ def loss_curve(
 
     A long series is drawn thin, with its running median bold. Values that are not finite leave a gap.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and only curves need it
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = _figure()
     for index, (name, values) in enumerate(series.items()):
         _draw_series(axes, steps, values, name, LINE_COLORS[index % len(LINE_COLORS)])
     _set_scale(axes, np.concatenate([np.asarray(values, dtype=float) for values in series.values()]))
     _style_axes(axes, ylabel)
-    with write_aside(path) as aside:
-        figure.savefig(aside)
-    return path
+    return _save(figure, path)
 
 
 def scatter(
@@ -114,13 +107,8 @@ def scatter(
     ylabel: str,
     numbers: Sequence[str],
 ) -> Path:
-    """Draw each group's values over its place, the mean as a bar with the group's number, and return `path`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    """Draw each group's values over its place, its number beside their mean, and return `path`."""
+    figure, axes = _figure()
     for index, (place, (name, values), number) in enumerate(zip(places, groups.items(), numbers, strict=True)):
         color = LINE_COLORS[index % len(LINE_COLORS)]
         mean = sum(values) / len(values)
@@ -129,6 +117,19 @@ def scatter(
     _style_axes(axes, ylabel, xlabel)
     axes.margins(x=0.06)
     axes.legend(frameon=False, labelcolor=INK, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return _save(figure, path)
+
+
+def _figure() -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and only curves need it
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def _save(figure: Any, path: Path) -> Path:
     with write_aside(path) as aside:
         figure.savefig(aside)
     return path

@@ -21,10 +21,10 @@ class StudentConfig(Config, frozen=True, kw_only=True):
     """What decides a student.
 
     `encoder` is any timm name whose `features_only` levels have strides 4, 8, 16, 32 (and 2 for the seed's decoder).
-    `encoder_weights` says where these start: "imagenet" (timm's, from the hub), "none" (at random), or the path of a
-    `.safetensors` file of that timm model or of a Delta student; in a student's card, where they did start. `decoder`
-    is Delta's light one or the seed's; `width`, `fusion` and `head` shape the light one (the seed's is fixed).
-    `context` lists the strides whose level passes a MobileViT block first; by `stage32` = "mobilevit" the
+    `encoder_weights` says where these start: "imagenet" (timm's, see `delta.imagenet`), "none" (at random), or the path
+    of a `.safetensors` file of that timm model or of a Delta student; in a student's card, where they did start.
+    `decoder` is Delta's light one or the seed's; `width`, `fusion` and `head` shape the light one (the seed's is
+    fixed). `context` lists the strides whose level passes a MobileViT block first; by `stage32` = "mobilevit" the
     encoder ends at stride 16 and a MobileViT stage makes the level of stride 32.
     """
 
@@ -94,7 +94,10 @@ def build_student(config: StudentConfig) -> Student:
     stage = config.stage32 == "mobilevit"
     encoder = build_encoder(config.encoder, deepest=16 if stage else 32)
     channels = level_channels(encoder)
-    missing = sorted({*config.context, *([16] if stage else [])} - {*channels, *([32] if stage else [])})
+    needed, there = {*config.context}, {*channels}
+    if stage:
+        needed, there = needed | {16}, there | {32}
+    missing = sorted(needed - there)
     if missing:
         raise DeltaError(
             f"{config.encoder} has no level of stride {missing[0]} for a MobileViT block",

@@ -15,7 +15,7 @@ from delta.images import resize_disparity
 
 NEAREST_M, FARTHEST_M = 1e-3, 10.0  # the range of the NYUv2 protocol; depth beyond it is not counted
 DELTA_RATIO = 1.25  # delta1 is the share of pixels within it, delta2 and delta3 within its square and cube
-FLOOR_SHARE = 0.01  # of an image's largest disparity: where less than that is inverted, it is taken for that
+FLOOR_SHARE = 0.01  # of an image's largest disparity: below it, as in the sky, a ratio or an inverse means nothing
 CONSTANT_VARIANCE = 1e-24  # a map's variance beside its mean square that is only rounding, in float64
 
 Alignment = Literal["affine_disparity", "median_scale", "least_squares_depth"]

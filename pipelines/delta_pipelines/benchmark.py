@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -14,10 +14,12 @@ from delta.images import find_photos, read_photo
 from delta.truth import Alignment, read_depth_png
 from delta_pipelines.evaluate_recipe import EvaluateRecipe
 from delta_pipelines.evaluation_tiles import depth_tiles
+from delta_pipelines.sample_photos import spread
 
 UNIT_SAMPLE = 8  # depth maps whose medians tell the unit
 UNITS = {"metres": 1, "centimetres": 100, "1/256 m": 256, "millimetres": 1000, "1/5000 m": 5000}
 
+T = TypeVar("T")
 Scores = dict[str, dict[str, float]]  # alignment -> metric -> value
 
 
@@ -79,11 +81,9 @@ class Benchmark:
     notes: tuple[str, ...] = ()
 
 
-def take(cases: Sequence[Case], limit: int) -> list[Case]:
-    """Take up to `limit` cases, spread evenly; all for 0."""
-    if not limit or len(cases) <= limit:
-        return list(cases)
-    return [cases[i] for i in np.unique(np.linspace(0, len(cases) - 1, limit).round().astype(int))]
+def take(items: Sequence[T], limit: int) -> list[T]:
+    """Take up to `limit` items, spread evenly; all for 0."""
+    return spread(list(items), limit)[:limit] if limit else list(items)
 
 
 def depth_benchmark(

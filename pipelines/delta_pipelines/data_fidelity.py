@@ -36,7 +36,7 @@ def open_live(path: Path, recipe: EvaluateRecipe, teacher: str | None, device: t
         DeltaError: no photo there, or no teacher to be had.
     """
     root = path if path.is_dir() else path.parent
-    photos = take_photos(path, recipe.limit)
+    photos = take(find_photos(path), recipe.limit)
     (reference,) = load_models([teacher_name(teacher)], recipe.teacher, device)
 
     def case(photo: Path) -> Case:
@@ -61,13 +61,6 @@ def open_store(path: Path, recipe: EvaluateRecipe) -> Benchmark:
         note += f", held-out photos of feed.holdout={recipe.holdout:g}"
     cases = [_stored(store, int(sample)) for sample in plain]
     return _benchmark(path, take(cases, recipe.limit), note)
-
-
-def take_photos(path: Path, limit: int) -> Sequence[Path]:
-    """Find photos, and of many take some, spread evenly."""
-    found = find_photos(path)
-    chosen = np.linspace(0, len(found) - 1, min(limit, len(found)) if limit else len(found)).round().astype(int)
-    return [found[i] for i in np.unique(chosen)]
 
 
 def score(disparity: np.ndarray, teacher: np.ndarray) -> Scores:

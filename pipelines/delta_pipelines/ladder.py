@@ -22,6 +22,7 @@ from delta_pipelines.evaluate import evaluate
 from delta_pipelines.evaluate_recipe import EvaluateRecipe
 from delta_pipelines.ladder_recipe import LadderRecipe
 from delta_pipelines.provenance import fingerprint
+from delta_pipelines.report_cache import store_facts
 
 ALIGNMENT = "affine_disparity"
 
@@ -69,8 +70,10 @@ def climb(
     """
     stores = _Stores(photos, out / "stores", teacher, device)
     summaries: dict[tuple[int, int], Summary] = {}
+    bytes_per_photo: list[float] = []
     for index, rung in enumerate(recipe.rungs):
         store = stores.of(recipe.caching(index))
+        bytes_per_photo.append(store_facts(store)["bytes_per_photo_total"])
         for seed in recipe.seeds:
             say(f"rung {index + 1} of {len(recipe.rungs)}: {rung.name}, seed {seed}")
             training, run = recipe.training(index, seed), _run(out, index, seed)
@@ -84,7 +87,7 @@ def climb(
                 _climbed(_run(out, index, seed), seed, recipe, index, summaries[index, seed], errors)
                 for seed in recipe.seeds
             ),
-            bytes_per_photo=stores.bytes_per_photo(recipe.caching(index)),
+            bytes_per_photo=bytes_per_photo[index],
             changes=(*rung.train, *rung.cache),
         )
         for index, rung in enumerate(recipe.rungs)
@@ -110,18 +113,11 @@ class _Stores:
         self._teachers: dict[tuple, Teacher] = {}
 
     def of(self, recipe: CacheRecipe) -> Store:
-        path = self._path(recipe)
+        path = self._folder / f"{fingerprint(msgspec.to_builtins(recipe))[:16]}.zarr"
         try:
             return open_cache(path)
         except (NotAStore, IncompleteStore):
             return build_cache(recipe, self._photos, path, self._teacher(recipe), device=self._device)
-
-    def bytes_per_photo(self, recipe: CacheRecipe) -> float:
-        store = open_cache(self._path(recipe))
-        return sum(store.bytes_on_disk().values()) / store.contract.samples
-
-    def _path(self, recipe: CacheRecipe) -> Path:
-        return self._folder / f"{fingerprint(msgspec.to_builtins(recipe))[:16]}.zarr"
 
     def _teacher(self, recipe: CacheRecipe) -> Teacher:
         key = recipe.taps, recipe.precision

@@ -93,14 +93,9 @@ export function levels16(map) {
   return { levels: out, low, high };
 }
 
-/** 768 bytes of a table ["#rrggbb", …]. */
-export function colorTable(colors) {
-  const table = new Uint8Array(256 * 3);
-  colors.forEach((color, i) => {
-    const value = parseInt(color.slice(1), 16);
-    table.set([value >> 16, (value >> 8) & 255, value & 255], 3 * i);
-  });
-  return table;
+/** The 256 RGB triplets of a table, from their base64. */
+export function colorTable(text) {
+  return Uint8Array.from(atob(text), (byte) => byte.charCodeAt(0));
 }
 
 /** 257 opaque words for `paintWords`: the table, and the color of what is not finite. */

@@ -1,7 +1,7 @@
 /* The service worker: keeps the files of this build, answers from them, and adds the headers that isolate the page so
  * that threads work on hosts that cannot send them. `delta app build` fills in what the build holds. */
 
-const BUILD = /* BUILD */ { version: "", core: {}, later: {} }; // path -> SHA-256 (base64) of each file
+const BUILD = /*! BUILD */ { version: "", core: {}, later: {} }; // path -> SHA-256 (base64) of each file
 const CACHE = `delta:${new URL(registration.scope).pathname}`;
 const ISOLATION = {
   "Cross-Origin-Opener-Policy": "same-origin",

@@ -7,11 +7,12 @@ from typing import Any
 
 import msgspec
 
+from delta import bundled
 from delta.bundle import SIDECAR, BundleCard, ModelFile, read_bundle_card
 from delta.config import Config
 from delta.errors import DeltaError
+from delta.files import file_sha256
 from delta.onnx_model import read_model_card
-from delta.receipt import file_sha256
 
 PREFERRED = "fp32"  # what onnxruntime-web runs fastest on a processor
 
@@ -50,7 +51,7 @@ def app_models(paths: Sequence[Path], precision: str = "") -> list[AppModel]:
         DeltaError: not Delta's, without that precision, or a file that is not what its card says.
     """
     models: list[AppModel] = []
-    for path in paths:
+    for path in map(bundled.find, paths):
         card, source = (read_bundle_card(path), path) if path.is_dir() else (_card_of_file(path), path.parent)
         taken = msgspec.structs.replace(card, models=_of_precision(card, precision, path))
         model = AppModel(folder=_folder_name(path, [other.folder for other in models]), card=taken, source=source)

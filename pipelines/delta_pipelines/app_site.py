@@ -4,12 +4,14 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import rcssmin
+import rjsmin
 from PIL import Image
 
 from delta import bundled, colormaps
@@ -24,6 +26,11 @@ FORMAT = "delta-site"
 LIST = "build.json"
 INSTALLED, CHECKOUT = Path(__file__).with_name("web"), Path(__file__).parents[2] / "app" / "web"
 LEFT_OUT = (".wat", ".txt")  # sources and what is copied elsewhere
+COMPACT: dict[str, Callable[[str], str]] = {
+    ".js": lambda text: rjsmin.jsmin(text, keep_bang_comments=True),
+    ".css": rcssmin.cssmin,
+    ".html": lambda text: "\n".join(line.strip() for line in text.splitlines()),
+}
 EXAMPLES = {  # of the bundled photos: what the app shows before anyone has chosen a picture
     "budgie_0016.jpg": "Red gates along a path",
     "budgie_0021.jpg": "A kitten in the grass",
@@ -32,8 +39,6 @@ EXAMPLES = {  # of the bundled photos: what the app shows before anyone has chos
 EXAMPLE_PX, THUMB_PX = 720, 220
 ICONS = {"icon-180.png": (180, True), "icon-192.png": (192, False), "icon-512.png": (512, False)}
 MASKABLE = {"icon-maskable-512.png": (512, True)}
-COMMENT_BLOCK = re.compile(r"^[ \t]*/\*(?! BUILD).*?\*/[ \t]*\n", re.DOTALL | re.MULTILINE)
-COMMENT_AT_END = re.compile(r"(^|[ \t]+)// [^\n]*$", re.MULTILINE)  # no string of the app holds two slashes and a space
 CSP = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; connect-src 'self'; "
     "img-src 'self' blob:; media-src 'self' blob:; style-src 'self'; manifest-src 'self'; base-uri 'none'; "
@@ -95,9 +100,8 @@ def site_files(models: Sequence[AppModel], *, runtime: Path | None, webgpu: bool
     names = app_runtime.WASM_FILES + (app_runtime.WEBGPU_FILES if webgpu else ())
     files |= {f"ort/{name}": content for name, content in app_runtime.runtime_files(names, runtime).items()}
     files["ort/LICENSE.txt"] = web_folder() / "runtime-license.txt"
-    files["colormaps.json"] = json.dumps(
-        json.loads(colormaps.TABLES_PATH.read_text(encoding="ascii")), separators=(",", ":")
-    ).encode()
+    tables = {name: base64.b64encode(colormaps.color_table(name)).decode() for name in colormaps.COLORMAPS}
+    files["colormaps.json"] = json.dumps(tables).encode()
     for model in models:
         files[model.sidecar] = msgspec.json.encode(model.card)
         files |= dict(model.files())
@@ -127,17 +131,10 @@ def _app_files() -> dict[str, bytes | Path]:
 
 
 def _compact(path: Path) -> bytes | Path:
-    """Drop comments, indentation and blank lines, and of styles the spaces that mean nothing; nothing else changes."""
-    if path.suffix not in (".js", ".css", ".html"):
+    """Drop comments and the space that means nothing; comments that begin with /*! stay."""
+    if path.suffix not in COMPACT:
         return path
-    text = re.sub(COMMENT_BLOCK, "", path.read_text(encoding="utf-8"))
-    if path.suffix == ".js":
-        text = re.sub(COMMENT_AT_END, "", text)
-    lines = "\n".join(filter(None, (line.strip() for line in text.splitlines())))
-    if path.suffix == ".css":
-        for spaced in ("{ ", " {", " }", "; ", ": ", ", "):
-            lines = lines.replace(spaced, spaced.strip())
-    return lines.encode() + b"\n"
+    return COMPACT[path.suffix](path.read_text(encoding="utf-8")).encode()
 
 
 def _icons() -> dict[str, bytes | Path]:
@@ -202,7 +199,7 @@ def _service_worker(files: Mapping[str, bytes | Path], models_kept: set[str]) ->
         digest = hashlib.sha256(_read(source)).digest()
         (later if is_later else core)[path] = base64.b64encode(digest).decode()
     build = {"version": _version(core | later), "core": core, "later": later}
-    return re.sub(r"/\* BUILD \*/ \{.*?\};", lambda _: json.dumps(build) + ";", text, count=1).encode()
+    return re.sub(r"/\*! BUILD \*/\{.*?\};", lambda _: json.dumps(build) + ";", text, count=1).encode()
 
 
 def _previous(out: Path) -> dict[str, Any]:

@@ -97,7 +97,7 @@ export function showFacts({ backend, threads, digest, model }, { painter, offlin
     Model: model.name,
     Input: `${model.size_px[1]} × ${model.size_px[0]} px, ${model.precision}`,
     Digest: digest === "checked" ? "as promised by delta.json" : "not checked (the page is not secure)",
-    Runs: `${backend === "webgpu" ? "WebGPU" : "WebAssembly"}, ${threads === 1 ? "one thread" : `${threads} threads`}`,
+    Runs: `${backend === "webgpu" ? "WebGPU" : "WebAssembly"}, ${threads} thread${threads === 1 ? "" : "s"}`,
     Draws: painter === "webgl2" ? "WebGL2" : "canvas",
     Offline: OFFLINE[offline] ?? "not here",
   };

@@ -65,7 +65,7 @@ def choices(models: Sequence[AppModel]) -> list[Choice]:
     return [
         Choice(
             id=f"{model.folder}-{'x'.join(map(str, entry.size_px))}",
-            name=f"{model.folder} · {_size_text(entry.size_px)}" if len(models) > 1 else _size_text(entry.size_px),
+            name=" · ".join(_name(model, entry, several=len(models) > 1)),
             card=model.sidecar,
             file=entry.file,
         )
@@ -121,6 +121,14 @@ def _folder_name(path: Path, taken: Sequence[str]) -> str:
 def _numbered(slug: str) -> Iterator[str]:
     yield slug
     yield from (f"{slug}-{number}" for number in range(2, 1000))
+
+
+def _name(model: AppModel, entry: ModelFile, *, several: bool) -> Iterator[str]:
+    """Name a file by what tells it from the others: its bundle, its size, or both."""
+    if several or len(model.card.models) == 1:
+        yield model.folder
+    if len(model.card.models) > 1:
+        yield _size_text(entry.size_px)
 
 
 def _size_text(size_px: tuple[int, int]) -> str:

@@ -127,10 +127,10 @@ def web_folder() -> Path:
 def _app_files() -> dict[str, bytes | Path]:
     root = web_folder()
     paths = [path for path in sorted(root.rglob("*")) if path.is_file() and path.suffix not in LEFT_OUT]
-    return {path.relative_to(root).as_posix(): _compact(path) for path in paths}
+    return {path.relative_to(root).as_posix(): compact(path) for path in paths}
 
 
-def _compact(path: Path) -> bytes | Path:
+def compact(path: Path) -> bytes | Path:
     """Drop comments and the space that means nothing; comments that begin with /*! stay."""
     if path.suffix not in COMPACT:
         return path

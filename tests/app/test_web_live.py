@@ -45,6 +45,7 @@ def test_frames_flow_and_are_timed(live):
     assert state["source"] == "live"
     live.until("find('#readout').textContent.includes('fps')")
     live.page.click("#more")
+    live.page.locator("dialog[open]").wait_for()
     rows = live.page.locator("#times tr").all_inner_texts()
     assert [row.split()[0] for row in rows] == ["capture", "resize", "normalize", "infer", "color", "draw"]
     assert live.problems == []

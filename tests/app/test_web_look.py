@@ -81,6 +81,15 @@ def test_everything_fits_and_can_be_hit(new_app, name):
     width, height = SCREENS[name]
     app = new_app(viewport={"width": width, "height": height}).open()
     page = app.page
+    page.evaluate("document.querySelector('#model').options[0].text = 'a-student-with-a-long-name · 256 px'")
+    outside = page.evaluate(
+        """() => [...document.querySelectorAll("button, select, fieldset label")]
+            .filter((element) => element.checkVisibility({ visibilityProperty: true }))
+            .map((element) => [element.outerHTML.slice(0, 80), element.getBoundingClientRect()])
+            .filter(([, box]) => box.left < 0 || box.top < 0 || box.right > innerWidth || box.bottom > innerHeight)
+            .map(([html]) => html)"""
+    )
+    assert outside == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.evaluate("document.documentElement.scrollHeight <= innerHeight")
     small = page.evaluate(

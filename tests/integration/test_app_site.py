@@ -15,12 +15,16 @@ import threading
 from io import BytesIO
 from pathlib import Path
 
+import msgspec
 import pytest
+import tree_sitter
+import tree_sitter_javascript
 from PIL import Image
 
 from delta import colormaps
 from delta.bundle import read_bundle_card
 from delta_pipelines import app_runtime, app_site, npm_package
+from delta_pipelines.app_models import AppModel, choices
 from delta_pipelines.app_serve import open_server
 from delta_pipelines.npm_package import Release
 
@@ -63,7 +67,17 @@ def test_a_site_holds_the_app_the_runtime_and_a_smaller_bundle(site, tiny_bundle
     assert [model.precision for model in card.models] == ["fp32"]
     listed = json.loads((site / "models.json").read_text())["models"]
     assert [(site / entry["card"]).is_file() for entry in listed] == [True]
-    assert listed[0]["name"] == "128 × 64 px"
+    assert [entry["name"] for entry in listed] == [tiny_bundle.name]
+
+
+def test_the_picker_names_a_file_by_what_tells_it_from_the_others(tiny_bundle, tmp_path):
+    card = read_bundle_card(tiny_bundle)
+    one = AppModel(folder="one", card=card, source=tiny_bundle)
+    wide, tall = (msgspec.structs.replace(card.models[0], size_px=size) for size in ((192, 256), (256, 256)))
+    two = AppModel(folder="two", card=msgspec.structs.replace(card, models=(wide, tall)), source=tiny_bundle)
+    assert [choice.name for choice in choices([one])] == ["one"]
+    assert [choice.name for choice in choices([two])] == ["256 × 192 px", "256 px"]
+    assert [choice.name for choice in choices([one, two])] == ["one", "two · 256 × 192 px", "two · 256 px"]
 
 
 def test_the_app_is_below_100_kb_without_the_runtime_models_and_pictures(site):
@@ -83,6 +97,26 @@ def test_the_service_worker_lists_every_file_with_its_digest(site):
     for path, digest in listed.items():
         assert base64.b64encode(hashlib.sha256((site / path).read_bytes()).digest()).decode() == digest
     assert set(build["later"]) == {f"ort/{name}" for name in app_runtime.WEBGPU_FILES}
+
+
+@pytest.mark.parametrize("path", sorted(WEB.glob("*.js")), ids=lambda path: path.name)
+def test_a_compacted_script_is_the_same_program(path):
+    compacted = app_site.compact(path)
+    assert isinstance(compacted, bytes)
+    assert syntax(compacted) == syntax(path.read_bytes())
+
+
+def syntax(script: bytes) -> list[tuple[str, bytes]]:
+    """The nodes of a script's tree with the text of its leaves, comments left out."""
+    root = tree_sitter.Parser(tree_sitter.Language(tree_sitter_javascript.language())).parse(script).root_node
+    assert not root.has_error
+    nodes, found = [root], []
+    while nodes:
+        node = nodes.pop()
+        if node.type != "comment":
+            found.append((node.type, b"" if node.child_count else node.text))
+            nodes += reversed(node.children)
+    return found
 
 
 def test_the_colormaps_are_pythons(site):

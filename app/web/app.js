@@ -9,7 +9,8 @@ import { registerWorker, watchInstall } from "./pwa.js";
 import { Stage, drawRamp } from "./stage.js";
 import { Trouble, asTrouble } from "./trouble.js";
 import { COLORMAPS, colorTable } from "./disparity.js";
-import { bindKeys, bindMenu, bindSheet, find, notify, setTheme, showFacts } from "./controls.js";
+import { bindDrops, bindKeys, bindMenu, bindSheet, find, notify, setTheme, showFacts } from "./controls.js";
+import { canShareFiles, download, fileName, share } from "./saving.js";
 
 const BITMAP = { colorSpaceConversion: "none", premultiplyAlpha: "none" };
 const LARGEST_PX = 4096; // of a photo's longer side; larger ones are scaled down when they are opened
@@ -100,6 +101,7 @@ async function openExample({ file, title }) {
 
 async function openPhoto(blob, name, kind = "photo") {
   stopLive();
+  hideNotice();
   try {
     photo = { bitmap: await decode(blob), name, kind };
   } catch (error) {
@@ -259,40 +261,18 @@ async function turnCamera() {
 
 // ── saving ──
 
-const NAMES = { depth: "depth", depth16: "depth-16bit", pair: "photo-and-depth" };
-
 async function save(kind) {
   if (find("save").disabled) return;
   try {
-    if (kind === "share") return await share();
-    download(await engine.render(kind, body.map), fileName(kind));
-    notify(`Saved ${fileName(kind)}`);
+    const drawn = kind === "share" ? "pair" : kind;
+    const name = fileName(photo && !live ? photo.name : "camera", drawn);
+    const blob = await engine.render(drawn, body.map);
+    if (kind === "share") return await share(blob, name);
+    download(blob, name);
+    notify(`Saved ${name}`);
   } catch (error) {
     complain(error, () => save(kind));
   }
-}
-
-async function share() {
-  const file = new File([await engine.render("pair", body.map)], fileName("pair"), { type: "image/png" });
-  await navigator.share({ files: [file], title: "Depth" }).catch((error) => {
-    if (error.name !== "AbortError") throw error;
-  });
-}
-
-function fileName(kind) {
-  const stem = (photo && !live ? photo.name : "camera").replace(/\.\w+$/, "").replace(/[^\p{L}\p{N}_-]+/gu, "-");
-  return `${stem}-${NAMES[kind]}.png`;
-}
-
-function download(blob, name) {
-  const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: name });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-}
-
-function canShareFiles() {
-  const file = new File([new Uint8Array(1)], "depth.png", { type: "image/png" });
-  return Boolean(navigator.canShare?.({ files: [file] }));
 }
 
 // ── what is said ──
@@ -427,7 +407,7 @@ function bindControls() {
   bindMenu(save);
   bindSheet(() => running && showFacts(running, body));
   bindKeys({ open: () => find("file").click(), toggleLive, freeze, save: () => save("depth"), chooseView, nextMap, nextTheme });
-  bindDrops();
+  bindDrops((file) => openPhoto(file, file.name));
 }
 
 function nextTheme() {
@@ -438,25 +418,6 @@ function nextTheme() {
 
 function nextMap() {
   chooseMap(COLORMAPS[(COLORMAPS.indexOf(body.map) + 1) % COLORMAPS.length]);
-}
-
-function bindDrops() {
-  const dropping = (on) => document.body.classList.toggle("dropping", on);
-  const take = (data) => {
-    const file = [...(data?.files ?? [])][0];
-    if (file) openPhoto(file, file.name);
-  };
-  addEventListener("dragover", (event) => {
-    event.preventDefault();
-    dropping(true);
-  });
-  addEventListener("dragleave", (event) => event.relatedTarget || dropping(false));
-  addEventListener("drop", (event) => {
-    event.preventDefault();
-    dropping(false);
-    take(event.dataTransfer);
-  });
-  addEventListener("paste", (event) => take(event.clipboardData));
 }
 
 function sum(stages) {

@@ -90,6 +90,26 @@ export function bindKeys({ open, toggleLive, freeze, save, chooseView, nextMap, 
   });
 }
 
+/** Take in a file that is dropped on the page or pasted. */
+export function bindDrops(open) {
+  const dropping = (on) => document.body.classList.toggle("dropping", on);
+  const take = (data) => {
+    const file = [...(data?.files ?? [])][0];
+    if (file) open(file);
+  };
+  addEventListener("dragover", (event) => {
+    event.preventDefault();
+    dropping(true);
+  });
+  addEventListener("dragleave", (event) => event.relatedTarget || dropping(false));
+  addEventListener("drop", (event) => {
+    event.preventDefault();
+    dropping(false);
+    take(event.dataTransfer);
+  });
+  addEventListener("paste", (event) => take(event.clipboardData));
+}
+
 const OFFLINE = { ready: "ready", saving: "being saved", update: "ready, and a new version is here" };
 
 export function showFacts({ backend, threads, digest, model }, { painter, offline }) {

@@ -163,6 +163,11 @@ class App:
         download.value.save_as(path)
         return path
 
+    def saved(self, kind: str, folder: Path) -> np.ndarray:
+        """Save by the menu; returns the pixels of the file."""
+        with Image.open(self.save(kind, folder)) as image:
+            return np.asarray(image)
+
     def pixels(self, selector: str) -> np.ndarray:
         """RGB of a canvas."""
         width, height, data = self.page.evaluate(

@@ -20,6 +20,9 @@ class PlainHost(SimpleHTTPRequestHandler):
 
     extensions_map = SimpleHTTPRequestHandler.extensions_map | {".mjs": "text/javascript", ".js": "text/javascript"}
 
+    def log_request(self, *args: object) -> None:
+        self.server.asked.append(self.path)
+
     def log_message(self, format: str, *args: object) -> None:
         pass
 
@@ -39,6 +42,7 @@ class Host:
     def start(self) -> None:
         handler = functools.partial(PlainHost, directory=str(self.folder))
         self.server = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
+        self.asked = self.server.asked = []  # the paths that were fetched from here, since the start
         self.port = self.server.server_port
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05})
         self.thread.start()
@@ -126,14 +130,15 @@ def test_a_new_build_is_offered_and_fetches_only_what_changed(visited, host: Hos
     )
     model = next((folder / "models").rglob("*.onnx"))
     build_site([model], folder, webgpu=False)
-    asked: list[str] = []
-    visited.page.context.on("request", lambda request: asked.append(request.url))
+    host.asked.clear()
     visited.page.reload()
-    visited.page.locator("#toast-act", has_text="Reload").click()
+    with visited.page.expect_navigation():
+        visited.page.locator("#toast-act", has_text="Reload").click()
     visited.until("body.results === '1' && document.querySelectorAll('#model option').length === 1")
     after = visited.page.evaluate(
         "caches.keys().then(([name]) => caches.open(name)).then((c) => c.keys()).then((k) => k.length)"
     )
     assert before > 20
     assert after > 20
-    assert not [url for url in asked if url.endswith(".wasm") and "/ort/" in url]
+    assert [path for path in host.asked if path.endswith("/sw.js")]
+    assert not [path for path in host.asked if "/ort/" in path]

@@ -43,7 +43,7 @@ def test_the_saved_16_bit_depth_is_what_python_predicts(app, png_photo, expected
 def test_the_saved_depth_has_pythons_colors(app, png_photo, expected, tmp_path, name):
     app.choose("maps", name)
     app.show(png_photo)
-    saved = np.asarray(Image.open(app.save("depth", tmp_path)))
+    saved = app.saved("depth", tmp_path)
     painted = colorize(normalize_for_display(expected), name, 0, 1)
     assert saved.shape == painted.shape
     assert np.abs(saved.astype(int) - painted).max() <= COLOR_TOLERANCE
@@ -54,7 +54,7 @@ def test_the_saved_depth_has_pythons_colors(app, png_photo, expected, tmp_path, 
 
 def test_side_by_side_holds_the_photo_and_its_depth(app, png_photo, expected, tmp_path):
     app.show(png_photo)
-    saved = np.asarray(Image.open(app.save("pair", tmp_path)))
+    saved = app.saved("pair", tmp_path)
     photo = read_photo(png_photo)
     np.testing.assert_array_equal(saved[:, : photo.shape[1]], photo)
     painted = colorize(normalize_for_display(expected), "spectral", 0, 1)

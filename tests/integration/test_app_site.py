@@ -72,7 +72,7 @@ def test_a_site_holds_the_app_the_runtime_and_a_smaller_bundle(site, tiny_bundle
 
 def test_the_picker_names_a_file_by_what_tells_it_from_the_others(tiny_bundle, tmp_path):
     card = read_bundle_card(tiny_bundle)
-    one = AppModel(folder="one", card=card, source=tiny_bundle)
+    one = AppModel(folder="one", card=msgspec.structs.replace(card, models=card.models[:1]), source=tiny_bundle)
     wide, tall = (msgspec.structs.replace(card.models[0], size_px=size) for size in ((192, 256), (256, 256)))
     two = AppModel(folder="two", card=msgspec.structs.replace(card, models=(wide, tall)), source=tiny_bundle)
     assert [choice.name for choice in choices([one])] == ["one"]

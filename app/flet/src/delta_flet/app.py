@@ -1,0 +1,310 @@
+"""The app: what a person does reaches the session, what the session holds reaches the screen."""
+
+import asyncio
+import os
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+import flet as ft
+
+from delta import bundled
+from delta.errors import DeltaError
+from delta.images import read_photo
+from delta_flet import look, messages, pictures
+from delta_flet.desktop_camera import DesktopCamera
+from delta_flet.frames import Camera, CameraInfo, CameraTrouble
+from delta_flet.models import find_model
+from delta_flet.panel import Actions, Panel
+from delta_flet.session import Comparison, Phase, Saving, Session
+from delta_flet.stage import Stage
+
+PHONE_THREADS = 2  # more would reach a phone's slow cores, which the others then wait for
+SAMPLES = 4
+TIMES_EVERY_S = 0.5  # numbers that change faster cannot be read
+
+
+class DeltaApp:
+    """One window, or one browser tab."""
+
+    def __init__(self, page: ft.Page) -> None:
+        self.page = page
+        self.picker = ft.FilePicker()
+        self.threads = PHONE_THREADS if _is_phone(page) else 0
+        self.stage = Stage(self.set_mix)
+        self.panel = Panel(self._actions())
+        self.camera, camera_control = _camera_of(page)
+        self.camera_info: CameraInfo | None = None
+        self.camera_index, self.mirrored = 0, False
+        self._work = asyncio.Lock()  # one prediction at a time
+        self._live_task: asyncio.Task[None] | None = None
+        self._wide: bool | None = None
+        self._root = ft.Container(ft.ProgressRing(), expand=True, alignment=ft.Alignment.CENTER)
+        page.title, page.padding = "Delta", 0
+        page.theme, page.dark_theme = look.theme(look.LIGHT), look.theme(look.DARK)
+        page.theme_mode = ft.ThemeMode.SYSTEM
+        page.add(ft.SafeArea(ft.Stack([self._root, *camera_control], expand=True), expand=True))
+
+    async def start(self) -> None:
+        """Load the model, then show the welcome."""
+        self.session = await asyncio.to_thread(Session, find_model(sys.argv[1:], os.environ), self.threads)
+        self.page.on_resize = lambda _: self._arrange()
+        self.page.on_disconnect = self.page.on_close = lambda _: self._forget_camera()
+        self._arrange()
+
+    async def open_photos(self) -> None:
+        """Let a person pick photos, and show the first of them that can be read."""
+        files = await self.picker.pick_files(
+            dialog_title="Open photos",
+            file_type=ft.FilePickerFileType.IMAGE,
+            allow_multiple=True,
+            with_data=self.page.web,
+        )
+        await self._add([(file.name, file.bytes or Path(file.path or "").read_bytes()) for file in files])
+
+    async def open_sample(self, path: Path) -> None:
+        """Show a photo that came with Delta."""
+        await self._add([(path.name, path.read_bytes())])
+
+    async def show(self, index: int) -> None:
+        """Put a photo on the stage."""
+        async with self._working():
+            await asyncio.to_thread(self.session.show, index)
+        await self._show_answer()
+
+    async def remove(self, index: int) -> None:
+        """Take a photo away."""
+        async with self._working():
+            await asyncio.to_thread(self.session.remove, index)
+        await self._show_answer()
+
+    async def choose_model(self, index: int) -> None:
+        """Load another size."""
+        async with self._working():
+            await asyncio.to_thread(self.session.choose_model, self.session.choices[index])
+        await self._show_answer()
+
+    async def set_colormap(self, name: str) -> None:
+        """Paint in other colors."""
+        self.session.colormap = name
+        self._refresh()
+        if self.session.answer and self.session.phase is Phase.PHOTO:
+            await self.stage.show_depth(pictures.depth_for_screen(self.session.answer.disparity, name))
+
+    def set_comparison(self, comparison: Comparison) -> None:
+        """Compare in another way."""
+        self.session.comparison = comparison
+        self._refresh()
+
+    def set_mix(self, mix: float) -> None:
+        """Move the slider, or the overlay's opacity."""
+        self.session.mix = mix
+        self._refresh()
+
+    def set_theme(self, mode: ft.ThemeMode) -> None:
+        """Go light, dark, or with the system."""
+        self.page.theme_mode = mode
+        self._refresh()
+
+    async def save(self, saving: Saving) -> None:
+        """Encode, then let a person say where it goes."""
+        async with self._working():
+            name, content = await asyncio.to_thread(self.session.file_to_save, saving)
+        where = await self.picker.save_file(file_name=name, src_bytes=content)
+        if where or self.page.web:
+            self.page.show_dialog(ft.SnackBar(f"Saved {name}"))
+
+    async def toggle_live(self) -> None:
+        """Start the camera, or stop it."""
+        if self.session.phase is Phase.LIVE:
+            await self._stop_live()
+            return
+        self.stage.set_busy(True)
+        self._refresh()
+        try:
+            self.camera_info = await self.camera.open(self.camera_index)
+        except CameraTrouble as trouble:
+            self.session.stop_live(trouble)
+        else:
+            self.mirrored = self.camera_info.mirrored
+            self.session.go_live()
+            self._live_task = asyncio.create_task(self._run_live())
+        self.stage.set_busy(False)
+        self._refresh()
+
+    async def take_still(self) -> None:
+        """Keep what the camera sees as a photo."""
+        if self.session.take_still(self.mirrored):
+            await self._stop_live()
+            await self.show(len(self.session.shots) - 1)
+
+    async def switch_camera(self) -> None:
+        """Look through the next camera."""
+        await self._stop_live()
+        self.camera_index += 1
+        await self.toggle_live()
+
+    def toggle_mirror(self) -> None:
+        """Show the camera as in a mirror, or as others see it."""
+        self.mirrored = not self.mirrored
+        self._refresh()
+
+    async def _add(self, files: list[tuple[str, bytes]]) -> None:
+        if self.session.phase is Phase.LIVE:
+            await self._stop_live()
+        first = len(self.session.shots)
+        async with self._working():
+            for name, content in files:
+                await asyncio.to_thread(self.session.add_photo, name, content)
+            if len(self.session.shots) > first:
+                await asyncio.to_thread(self.session.show, first)
+        await self._show_answer()
+
+    async def _run_live(self) -> None:
+        """Predict and show frame after frame; each waits until the one before is on the screen."""
+        session, noted_s = self.session, 0.0
+        try:
+            while session.phase is Phase.LIVE:
+                frame = await self.camera.frame()
+                async with self._work:
+                    depth = await asyncio.to_thread(session.live, frame, time.perf_counter())
+                start, (height, width) = time.perf_counter(), frame.pixels.shape[:2]
+                photo = frame.encoded or (width, height, pictures.as_rgba(frame.pixels))
+                await self.stage.show_live(photo, depth, width / height)
+                now_s = time.perf_counter()
+                session.shown((now_s - start) * 1000, now_s)
+                if now_s - noted_s > TIMES_EVERY_S:
+                    noted_s = now_s
+                    self._refresh() if self.stage.message.visible else self._refresh_times()
+        except DeltaError as trouble:
+            await self.camera.close()
+            session.stop_live(trouble)
+            await self._show_answer()
+        except TimeoutError:  # the window is gone, or hidden for long
+            await self.camera.close()
+            session.stop_live()
+
+    async def _stop_live(self) -> None:
+        self.session.stop_live()
+        if self._live_task:
+            await self._live_task
+        self._live_task = None
+        await self.camera.close()
+        await self._show_answer()
+
+    def _forget_camera(self) -> None:
+        if self.session.phase is Phase.LIVE:
+            self.session.stop_live()
+            self.page.run_task(self.camera.close)
+
+    async def _show_answer(self) -> None:
+        self._refresh()
+        answer = self.session.answer
+        if answer and self.session.phase is Phase.PHOTO:
+            photo = await asyncio.to_thread(pictures.for_screen, answer.photo)
+            depth = await asyncio.to_thread(pictures.depth_for_screen, answer.disparity, self.session.colormap)
+            await self.stage.show_photo(photo, depth)
+
+    def _arrange(self) -> None:
+        wide = (self.page.width or 0) >= look.WIDE_PX
+        if wide != self._wide:
+            self._wide = wide
+            self._root.content = self.panel.wide(self.stage.control) if wide else self.panel.narrow(self.stage.control)
+            self._root.alignment = None
+            self._refresh()
+
+    def _refresh(self) -> None:
+        session = self.session
+        live = session.phase is Phase.LIVE
+        self.panel.refresh(
+            session,
+            self.camera_info.count if self.camera_info else 0,
+            self.mirrored,
+            self.page.theme_mode or ft.ThemeMode.SYSTEM,
+        )
+        self.stage.arrange(session.comparison, session.mix)
+        self._refresh_message()
+        self.stage.set_pictures(
+            not self.stage.message.visible and session.phase is not Phase.EMPTY, live and self.mirrored
+        )
+        self.page.update()
+
+    def _refresh_times(self) -> None:
+        self.panel.refresh_times(self.session)
+        self.page.update()
+
+    def _refresh_message(self) -> None:
+        session, message = self.session, self.stage.message
+        trouble = next(iter(session.troubles.values()), None)
+        message.visible = True
+        if trouble:
+            message.content = messages.trouble_card(trouble, "All right", lambda: self._dismiss(trouble.part))
+        elif session.phase is Phase.EMPTY:
+            message.content = messages.welcome(_samples(), self._sample_chosen)
+        else:
+            message.visible = False
+
+    def _sample_chosen(self, path: Path) -> None:
+        self.page.run_task(self.open_sample, path)
+
+    def _dismiss(self, part: str) -> None:
+        self.session.troubles.pop(part, None)
+        self._refresh()
+
+    def _working(self) -> "_Working":
+        return _Working(self)
+
+    def _actions(self) -> Actions:
+        run = self.page.run_task
+        return Actions(
+            open=lambda: run(self.open_photos),
+            live=lambda: run(self.toggle_live),
+            still=lambda: run(self.take_still),
+            switch_camera=lambda: run(self.switch_camera),
+            mirror=self.toggle_mirror,
+            save=lambda saving: run(self.save, saving),
+            colormap=lambda name: run(self.set_colormap, name),
+            comparison=self.set_comparison,
+            mix=self.set_mix,
+            model=lambda index: run(self.choose_model, index),
+            theme=self.set_theme,
+            show=lambda index: run(self.show, index),
+            remove=lambda index: run(self.remove, index),
+        )
+
+
+class _Working:
+    """Holds the app's one place for predictions, and says on the stage that something is under way."""
+
+    def __init__(self, app: DeltaApp) -> None:
+        self._app = app
+
+    async def __aenter__(self) -> None:
+        await self._app._work.acquire()
+        self._app.stage.set_busy(True)
+        self._app.page.update()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._app.stage.set_busy(False)
+        self._app._work.release()
+
+
+def _is_phone(page: ft.Page) -> bool:
+    return not page.web and page.platform in (ft.PagePlatform.ANDROID, ft.PagePlatform.IOS)
+
+
+def _camera_of(page: ft.Page) -> tuple[Camera, list[ft.Control]]:
+    """Choose what gives frames here: the client's camera on phones and in browsers, PyAV on desktops."""
+    if page.web or _is_phone(page):
+        from delta_flet.client_camera import ClientCamera
+
+        camera = ClientCamera(turns_frames=not page.web and page.platform is ft.PagePlatform.ANDROID)
+        return camera, [camera.control]
+    return DesktopCamera(), []
+
+
+@cache
+def _samples() -> list[tuple[Path, bytes]]:
+    paths = sorted(bundled.PHOTOS.glob("*.jpg"))
+    return [(path, pictures.thumbnail(read_photo(path))) for path in paths[:: max(1, len(paths) // SAMPLES)][:SAMPLES]]

@@ -1,0 +1,306 @@
+"""The controls around the stage. They show the session's state and call back; nothing is decided here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import flet as ft
+
+from delta.colormaps import COLORMAPS
+from delta_flet import look, pictures
+from delta_flet.session import Comparison, Phase, Saving, Session
+
+COMPARISONS = {
+    Comparison.SIDE: ("Side by side", ft.Icons.VERTICAL_SPLIT_OUTLINED),
+    Comparison.SLIDER: ("Slider", ft.Icons.COMPARE_OUTLINED),
+    Comparison.OVERLAY: ("Overlay", ft.Icons.LAYERS_OUTLINED),
+    Comparison.DEPTH: ("Depth only", ft.Icons.GRADIENT),
+}
+MIX_LABELS = {
+    Comparison.OVERLAY: "How strongly the depth covers the photo",
+    Comparison.SLIDER: "Where the photo ends and the depth begins",
+}
+SAVINGS = {
+    Saving.DEPTH: "Depth, in colors",
+    Saving.DEPTH16: "Depth, 16-bit gray",
+    Saving.SIDE: "Photo and depth side by side",
+}
+THEMES = {
+    ft.ThemeMode.SYSTEM: ("System theme", ft.Icons.BRIGHTNESS_AUTO_OUTLINED),
+    ft.ThemeMode.LIGHT: ("Light theme", ft.Icons.LIGHT_MODE_OUTLINED),
+    ft.ThemeMode.DARK: ("Dark theme", ft.Icons.DARK_MODE_OUTLINED),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Actions:
+    """What the controls ask for."""
+
+    open: Callable[[], object]
+    live: Callable[[], object]
+    still: Callable[[], object]
+    switch_camera: Callable[[], object]
+    mirror: Callable[[], object]
+    save: Callable[[Saving], object]
+    colormap: Callable[[str], object]
+    comparison: Callable[[Comparison], object]
+    mix: Callable[[float], object]
+    model: Callable[[int], object]
+    theme: Callable[[ft.ThemeMode], object]
+    show: Callable[[int], object]
+    remove: Callable[[int], object]
+
+
+class Panel:
+    """Every control once; `wide` and `narrow` lay them out around the stage."""
+
+    def __init__(self, actions: Actions) -> None:
+        self._actions = actions
+        self._is_narrow = False
+        self._swatches = {name: self._swatch(name) for name in COLORMAPS}
+        self._compare = ft.SegmentedButton(
+            segments=[
+                ft.Segment(value=value.value, icon=icon, tooltip=text) for value, (text, icon) in COMPARISONS.items()
+            ],
+            selected=[Comparison.SIDE.value],
+            show_selected_icon=False,
+            on_change=lambda event: actions.comparison(Comparison(event.control.selected[0])),
+        )
+        self._mix = ft.Slider(
+            min=0,
+            max=1,
+            value=0.5,
+            padding=ft.Padding.symmetric(horizontal=8),
+            on_change=lambda event: actions.mix(float(event.control.value or 0)),
+        )
+        self._mix_row = ft.Semantics(content=self._mix)
+        self._open = ft.FilledButton("Open photos", ft.Icons.ADD_PHOTO_ALTERNATE_OUTLINED, on_click=_call(actions.open))
+        self._live = ft.FilledTonalButton("Live camera", ft.Icons.VIDEOCAM_OUTLINED, on_click=_call(actions.live))
+        self._still = ft.FilledButton("Take photo", ft.Icons.CAMERA_ALT_OUTLINED, on_click=_call(actions.still))
+        self._switch = ft.IconButton(
+            ft.Icons.CAMERASWITCH_OUTLINED, tooltip="Switch camera", on_click=_call(actions.switch_camera)
+        )
+        self._mirror = ft.IconButton(
+            ft.Icons.FLIP_OUTLINED, tooltip="Mirror", selected=False, on_click=_call(actions.mirror)
+        )
+        self._camera_tools = ft.Row(
+            [self._switch, self._mirror], spacing=0, tight=True, alignment=ft.MainAxisAlignment.CENTER, visible=False
+        )
+        self._save = ft.PopupMenuButton(
+            content=_save_face(),
+            tooltip="Save",
+            items=[ft.PopupMenuItem(text, on_click=_call(actions.save, saving)) for saving, text in SAVINGS.items()],
+        )
+        self._model = ft.Dropdown(
+            dense=True,
+            text_size=14,
+            border_radius=10,
+            expand=True,
+            border_color=ft.Colors.OUTLINE_VARIANT,
+            on_select=lambda event: actions.model(int(event.control.value or 0)),
+        )
+        self._only_model = ft.Text("", size=14)
+        self._model_row = ft.Row([self._model, self._only_model])
+        self._theme = ft.PopupMenuButton(
+            icon=ft.Icons.BRIGHTNESS_AUTO_OUTLINED,
+            tooltip="Theme",
+            items=[
+                ft.PopupMenuItem(text, icon=icon, on_click=_call(actions.theme, mode))
+                for mode, (text, icon) in THEMES.items()
+            ],
+        )
+        self._times = ft.Text("", size=13, color=ft.Colors.ON_SURFACE_VARIANT)
+        self._strip = ft.Row([], spacing=8, scroll=ft.ScrollMode.AUTO, visible=False)
+        self._legend = ft.Image(
+            pictures.gradient_png(COLORMAPS[0]),
+            height=6,
+            fit=ft.BoxFit.FILL,
+            border_radius=3,
+            exclude_from_semantics=True,
+        )
+
+    def refresh(self, session: Session, cameras: int, mirrored: bool, theme: ft.ThemeMode) -> None:
+        """Show the state of the session."""
+        live = session.phase is Phase.LIVE
+        for name, swatch in self._swatches.items():
+            chosen = name == session.colormap
+            swatch.selected = chosen
+            face = swatch.content
+            assert isinstance(face, ft.Container)
+            face.border = ft.Border.all(2, ft.Colors.PRIMARY if chosen else ft.Colors.TRANSPARENT)
+        self._compare.selected = [session.comparison.value]
+        self._mix.value = session.mix
+        self._mix_row.visible = session.comparison in MIX_LABELS
+        self._mix_row.label = MIX_LABELS.get(session.comparison)
+        self._live.content = "Stop" if live else "Live" if self._is_narrow else "Live camera"
+        self._live.icon = ft.Icons.STOP_ROUNDED if live else ft.Icons.VIDEOCAM_OUTLINED
+        self._open.content = "Photos" if self._is_narrow else "Open photos"
+        self._still.content = "Take" if self._is_narrow else "Take photo"
+        self._open.visible, self._still.visible = not live, live
+        self._camera_tools.visible, self._switch.visible = live, cameras > 1
+        self._mirror.selected = mirrored
+        self._save.disabled = session.answer is None or live
+        self._live.disabled = self._open.disabled = not session.ready
+        self._refresh_models(session)
+        self._theme.icon = THEMES[theme][1]
+        self._legend.src = pictures.gradient_png(session.colormap)
+        self._refresh_strip(session, live)
+        self.refresh_times(session)
+
+    def refresh_times(self, session: Session) -> None:
+        """Show how long the last picture took."""
+        times, (height, width) = session.times, session.size_px
+        parts = [f"{times.infer_ms:.0f} ms"] if times.infer_ms else []
+        if session.phase is Phase.LIVE and times.frames_per_s:
+            parts.append(f"{times.frames_per_s:.1f} frames/s")
+        if height:
+            parts.append(f"{height} × {width} px")
+        self._times.value = "  ·  ".join(parts)
+
+    def wide(self, stage: ft.Control) -> ft.Control:
+        """Stand beside the stage."""
+        self._is_narrow = False
+        side = ft.Column(
+            [
+                ft.Column([self._open, self._still, self._live], spacing=10, horizontal_alignment=STRETCH),
+                self._camera_tools,
+                _group("Compare", self._compare, self._mix_row),
+                _group("Colors", *self._swatch_rows(2)),
+                _group("Model", self._model_row, self._times),
+                self._save,
+            ],
+            spacing=22,
+            horizontal_alignment=STRETCH,
+            scroll=ft.ScrollMode.AUTO,
+        )
+        left = ft.Column([stage, self._legend_row(), self._strip], spacing=12, expand=True)
+        body = ft.Row(
+            [left, ft.Container(side, width=300)],
+            spacing=28,
+            expand=True,
+            vertical_alignment=ft.CrossAxisAlignment.STRETCH,
+        )
+        return ft.Container(
+            ft.Column([self._title(None), body], spacing=12, expand=True),
+            padding=ft.Padding.only(left=28, top=16, right=28, bottom=24),
+            expand=True,
+        )
+
+    def narrow(self, stage: ft.Control) -> ft.Control:
+        """Stand below the stage."""
+        self._is_narrow = True
+        actions = ft.Row(
+            [self._open, self._still, self._live, self._camera_tools, self._save],
+            alignment=ft.MainAxisAlignment.CENTER,
+            spacing=8,
+        )
+        rows = [
+            self._title(self._times),
+            stage,
+            self._legend_row(),
+            self._strip,
+            self._compare,
+            self._mix_row,
+            *self._swatch_rows(4),
+            self._model_row,
+            actions,
+        ]
+        return ft.Container(
+            ft.Column(rows, spacing=10, expand=True, horizontal_alignment=STRETCH),
+            padding=ft.Padding.only(left=14, top=8, right=14, bottom=14),
+            expand=True,
+        )
+
+    def _title(self, under: ft.Control | None) -> ft.Control:
+        name = ft.Text("Delta", size=20, weight=ft.FontWeight.W_700)
+        return ft.Row(
+            [
+                ft.Image("icon.png", width=32, height=32, border_radius=8, exclude_from_semantics=True),
+                ft.Column([name, under], spacing=0, tight=True, expand=True) if under else ft.Row([name], expand=True),
+                self._theme,
+            ],
+            spacing=12,
+        )
+
+    def _legend_row(self) -> ft.Control:
+        small = {"size": 12, "color": ft.Colors.ON_SURFACE_VARIANT}
+        return ft.Row(
+            [ft.Text("far", **small), ft.Container(self._legend, expand=True), ft.Text("near", **small)], spacing=10
+        )
+
+    def _swatch_rows(self, columns: int) -> list[ft.Control]:
+        swatches = list(self._swatches.values())
+        return [ft.Row([*swatches[start : start + columns]], spacing=8) for start in range(0, len(swatches), columns)]
+
+    def _swatch(self, name: str) -> ft.Semantics:
+        strip = _strip_of(name, height=22, radius=6)
+        face = ft.Container(
+            ft.Column([strip, ft.Text(look.NAMES[name], size=12)], spacing=4, horizontal_alignment=STRETCH, tight=True),
+            padding=6,
+            border_radius=10,
+            ink=True,
+            on_click=_call(self._actions.colormap, name),
+        )
+        return ft.Semantics(content=face, button=True, container=True, expand=True)
+
+    def _refresh_models(self, session: Session) -> None:
+        self._model.options = [
+            ft.DropdownOption(key=str(index), text=choice.label) for index, choice in enumerate(session.choices)
+        ]
+        self._model.value = str(session.choices.index(session.choice)) if session.choice in session.choices else None
+        several = len(session.choices) > 1
+        self._model.visible, self._only_model.visible = several, not several and not self._is_narrow
+        self._model_row.visible = several or not self._is_narrow
+        self._only_model.value = session.choices[0].label if session.choices else "none"
+
+    def _refresh_strip(self, session: Session, live: bool) -> None:
+        self._strip.visible = len(session.shots) > 1 and not live
+        self._strip.controls = [self._thumb(session, index) for index in range(len(session.shots))]
+
+    def _thumb(self, session: Session, index: int) -> ft.Control:
+        shot, chosen = session.shots[index], index == session.current
+        face = ft.Container(
+            ft.Image(shot.thumbnail, width=52, height=52, fit=ft.BoxFit.COVER, exclude_from_semantics=True),
+            border=ft.Border.all(2, ft.Colors.PRIMARY if chosen else ft.Colors.TRANSPARENT),
+            border_radius=10,
+            clip_behavior=ft.ClipBehavior.ANTI_ALIAS,
+            on_click=_call(self._actions.show, index),
+            on_long_press=_call(self._actions.remove, index),
+            tooltip=f"{shot.name} (press long to remove)",
+        )
+        return ft.Semantics(content=face, label=shot.name, button=True, selected=chosen, container=True)
+
+
+STRETCH = ft.CrossAxisAlignment.STRETCH
+
+
+def _call(action: Callable[..., object], *arguments: object) -> Callable[[object], object]:
+    """Leave the event out."""
+    return lambda _: action(*arguments)
+
+
+def _group(title: str, *controls: ft.Control) -> ft.Column:
+    return ft.Column([look.caption(title), *controls], spacing=8, horizontal_alignment=STRETCH)
+
+
+def _strip_of(colormap: str, height: int, radius: int) -> ft.Image:
+    picture = pictures.gradient_png(colormap)
+    return ft.Image(picture, height=height, fit=ft.BoxFit.FILL, border_radius=radius, exclude_from_semantics=True)
+
+
+def _save_face() -> ft.Container:
+    color = ft.Colors.PRIMARY
+    return ft.Container(
+        ft.Row(
+            [
+                ft.Icon(ft.Icons.DOWNLOAD_ROUNDED, size=18, color=ft.Colors.PRIMARY),
+                ft.Text("Save", color=ft.Colors.PRIMARY),
+            ],
+            alignment=ft.MainAxisAlignment.CENTER,
+            spacing=8,
+            tight=True,
+        ),
+        height=40,
+        padding=ft.Padding.symmetric(horizontal=16),
+        border=ft.Border.all(1, ft.Colors.OUTLINE),
+        border_radius=20,
+    )

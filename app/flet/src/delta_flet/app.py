@@ -1,9 +1,11 @@
 """The app: what a person does reaches the session, what the session holds reaches the screen."""
 
 import asyncio
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -14,10 +16,10 @@ from delta.errors import DeltaError
 from delta.images import read_photo
 from delta_flet import look, messages, pictures
 from delta_flet.desktop_camera import DesktopCamera
-from delta_flet.frames import Camera, CameraInfo, CameraTrouble
+from delta_flet.frames import Camera, CameraInfo, CameraTrouble, Frame
 from delta_flet.models import find_model
 from delta_flet.panel import Actions, Panel
-from delta_flet.session import Comparison, Phase, Saving, Session
+from delta_flet.session import Comparison, Phase, Saving, Session, Trouble
 from delta_flet.stage import Stage
 
 PHONE_THREADS = 2  # more would reach a phone's slow cores, which the others then wait for
@@ -39,6 +41,7 @@ class DeltaApp:
         self.camera_index, self.mirrored = 0, False
         self._work = asyncio.Lock()  # one prediction at a time
         self._live_task: asyncio.Task[None] | None = None
+        self._times_shown_s = 0.0
         self._wide: bool | None = None
         self._root = ft.Container(ft.ProgressRing(), expand=True, alignment=ft.Alignment.CENTER)
         page.title, page.padding = "Delta", 0
@@ -50,7 +53,7 @@ class DeltaApp:
         """Load the model, then show the welcome."""
         self.session = await asyncio.to_thread(Session, find_model(sys.argv[1:], os.environ), self.threads)
         self.page.on_resize = lambda _: self._arrange()
-        self.page.on_disconnect = self.page.on_close = lambda _: self._forget_camera()
+        self.page.on_disconnect = self.page.on_close = self._forget
         self._arrange()
 
     async def open_photos(self) -> None:
@@ -162,41 +165,44 @@ class DeltaApp:
         await self._show_answer()
 
     async def _run_live(self) -> None:
-        """Predict and show frame after frame; each waits until the one before is on the screen."""
-        session, noted_s = self.session, 0.0
+        """Predict and show frame after frame; the next is fetched meanwhile, the screen is waited for."""
+        upcoming = asyncio.create_task(self.camera.frame())
         try:
-            while session.phase is Phase.LIVE:
-                frame = await self.camera.frame()
-                async with self._work:
-                    depth = await asyncio.to_thread(session.live, frame, time.perf_counter())
-                start, (height, width) = time.perf_counter(), frame.pixels.shape[:2]
-                photo = frame.encoded or (width, height, pictures.as_rgba(frame.pixels))
-                await self.stage.show_live(photo, depth, width / height)
-                now_s = time.perf_counter()
-                session.shown((now_s - start) * 1000, now_s)
-                if now_s - noted_s > TIMES_EVERY_S:
-                    noted_s = now_s
-                    self._refresh() if self.stage.message.visible else self._refresh_times()
+            while self.session.phase is Phase.LIVE:
+                frame, upcoming = await upcoming, asyncio.create_task(self.camera.frame())
+                await self._show_live(frame)
         except DeltaError as trouble:
+            self.session.stop_live(trouble)
+        except TimeoutError:  # nobody has seen the last frame for long: the window is gone
+            self.session.stop_live()
+        finally:
+            await _abandon(upcoming)
             await self.camera.close()
-            session.stop_live(trouble)
-            await self._show_answer()
-        except TimeoutError:  # the window is gone, or hidden for long
-            await self.camera.close()
-            session.stop_live()
+        await self._show_answer()
+
+    async def _show_live(self, frame: Frame) -> None:
+        async with self._work:
+            depth = await asyncio.to_thread(self.session.live, frame, time.perf_counter())
+        start, (height, width) = time.perf_counter(), frame.pixels.shape[:2]
+        photo = frame.encoded or (width, height, pictures.as_rgba(frame.pixels))
+        await self.stage.show_live(photo, depth, width / height)
+        now_s = time.perf_counter()
+        self.session.shown((now_s - start) * 1000, now_s)
+        if now_s - self._times_shown_s > TIMES_EVERY_S:
+            self._times_shown_s = now_s
+            self.panel.refresh_times(self.session)
+            self.page.update()
 
     async def _stop_live(self) -> None:
         self.session.stop_live()
         if self._live_task:
             await self._live_task
         self._live_task = None
-        await self.camera.close()
-        await self._show_answer()
 
-    def _forget_camera(self) -> None:
+    async def _forget(self, _: object) -> None:
+        """Stop the camera when the window or tab is gone."""
         if self.session.phase is Phase.LIVE:
             self.session.stop_live()
-            self.page.run_task(self.camera.close)
 
     async def _show_answer(self) -> None:
         self._refresh()
@@ -230,16 +236,12 @@ class DeltaApp:
         )
         self.page.update()
 
-    def _refresh_times(self) -> None:
-        self.panel.refresh_times(self.session)
-        self.page.update()
-
     def _refresh_message(self) -> None:
         session, message = self.session, self.stage.message
         trouble = next(iter(session.troubles.values()), None)
         message.visible = True
         if trouble:
-            message.content = messages.trouble_card(trouble, "All right", lambda: self._dismiss(trouble.part))
+            message.content = messages.trouble_card(trouble, self._ways_out(trouble))
         elif session.phase is Phase.EMPTY:
             message.content = messages.welcome(_samples(), self._sample_chosen)
         else:
@@ -248,9 +250,19 @@ class DeltaApp:
     def _sample_chosen(self, path: Path) -> None:
         self.page.run_task(self.open_sample, path)
 
-    def _dismiss(self, part: str) -> None:
-        self.session.troubles.pop(part, None)
-        self._refresh()
+    def _ways_out(self, trouble: Trouble) -> dict[str, Callable[[], object]]:
+        run, session = self.page.run_task, self.session
+
+        def close() -> None:
+            session.troubles.pop(trouble.part, None)
+            self._refresh()
+
+        if trouble.part == "camera":
+            return {"Try again": lambda: run(self.toggle_live), "Close": close}
+        if trouble.part == "model" and session.choice:
+            index = session.choices.index(session.choice)
+            return {"Try again": lambda: run(self.choose_model, index)}
+        return {"Close": close}
 
     def _working(self) -> "_Working":
         return _Working(self)
@@ -300,8 +312,14 @@ def _camera_of(page: ft.Page) -> tuple[Camera, list[ft.Control]]:
         from delta_flet.client_camera import ClientCamera
 
         camera = ClientCamera(turns_frames=not page.web and page.platform is ft.PagePlatform.ANDROID)
-        return camera, [camera.control]
+        return camera, [camera.holder]
     return DesktopCamera(), []
+
+
+async def _abandon(task: asyncio.Task[Frame]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError, DeltaError):
+        await task
 
 
 @cache

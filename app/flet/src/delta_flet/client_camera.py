@@ -4,28 +4,25 @@ Phones stream frames; a browser has no stream, so that stills are taken as fast 
 """
 
 import asyncio
+import contextlib
 from io import BytesIO
 
+import flet as ft
 import flet_camera as fc
 
 from delta.errors import DeltaError
 from delta.images import read_photo
 from delta_flet.frames import CameraInfo, CameraTrouble, Frame, trouble_of, turns_to_upright, upright
 
-WAIT_S = 10.0  # for a frame, and for a person to answer the question for permission
+WAIT_S = 10.0  # for a frame
 
 
 class ClientCamera:
-    """Frames from where the screen is; `control` must be on the page, and shows nothing itself."""
+    """Frames from where the screen is. The device is in use for as long as a control stands in `holder`."""
 
     def __init__(self, turns_frames: bool) -> None:
-        self.control = fc.Camera(
-            preview_enabled=False,
-            width=1,
-            height=1,
-            on_stream_image=self._arrive,
-            on_state_change=self._note_orientation,
-        )
+        self.holder = ft.Stack([], width=1, height=1)
+        self._control: fc.Camera | None = None
         self._turns_frames = turns_frames  # Android's stream is as the sensor lies
         self._description: fc.CameraDescription | None = None
         self._orientation = ""
@@ -34,32 +31,21 @@ class ClientCamera:
 
     async def open(self, index: int) -> CameraInfo:
         """Start the camera with this number, counted around where there are fewer."""
+        self._control = fc.Camera(
+            preview_enabled=False, on_stream_image=self._arrive, on_state_change=self._note_orientation
+        )
+        self._hold([self._control])
         try:
-            cameras = await self.control.get_available_cameras()
-            if not cameras:
-                raise trouble_of("no camera")
-            self._description = cameras[index % len(cameras)]
-            await self.control.initialize(
-                self._description,
-                fc.ResolutionPreset.LOW,
-                enable_audio=False,
-                image_format_group=fc.ImageFormatGroup.JPEG,
-            )
-            self._streams = await self.control.supports_image_streaming()
-            if self._streams:
-                await self.control.start_image_stream()
-        except (RuntimeError, TimeoutError) as error:
-            raise trouble_of(str(error)) from error
-        return CameraInfo(name=self._description.name, count=len(cameras), mirrored=self._front)
+            return await self._start(self._control, index)
+        except RuntimeError as error:  # what went wrong in the client
+            raise await self._closed(trouble_of(str(error))) from error
+        except CameraTrouble as trouble:
+            raise await self._closed(trouble) from None
 
     async def frame(self) -> Frame:
         """Wait for a frame newer than the last one."""
         try:
-            encoded = (
-                await asyncio.wait_for(self._newest.get(), WAIT_S)
-                if self._streams
-                else await asyncio.wait_for(self.control.take_picture(), WAIT_S)
-            )
+            encoded = await asyncio.wait_for(self._encoded(), WAIT_S)
             pixels = await asyncio.to_thread(read_photo, BytesIO(encoded))
         except TimeoutError:
             raise CameraTrouble(f"no frame came for {WAIT_S:g} s", "start the camera again") from None
@@ -70,12 +56,43 @@ class ClientCamera:
 
     async def close(self) -> None:
         """Stop the camera."""
-        try:
-            if self._streams:
-                await self.control.stop_image_stream()
-        except RuntimeError:
-            pass  # it was gone already
-        self._streams = False
+        if self._control and self._streams:
+            with contextlib.suppress(RuntimeError, TimeoutError):  # the client is gone, and its camera with it
+                await self._control.stop_image_stream()
+        self._streams, self._control = False, None
+        self._hold([])
+
+    async def _closed(self, trouble: CameraTrouble) -> CameraTrouble:
+        await self.close()
+        return trouble
+
+    async def _start(self, control: fc.Camera, index: int) -> CameraInfo:
+        cameras = await control.get_available_cameras()
+        if not cameras:
+            raise trouble_of("no camera")
+        self._description = cameras[index % len(cameras)]
+        await control.initialize(
+            self._description,
+            fc.ResolutionPreset.LOW,
+            enable_audio=False,
+            image_format_group=fc.ImageFormatGroup.JPEG,
+        )
+        self._streams = await control.supports_image_streaming()
+        if self._streams:
+            await control.start_image_stream()
+        return CameraInfo(name=self._description.name, count=len(cameras), mirrored=self._front)
+
+    async def _encoded(self) -> bytes:
+        if self._streams:
+            return await self._newest.get()
+        if self._control is None:
+            raise CameraTrouble("the camera was stopped", "start it again")
+        return await self._control.take_picture()
+
+    def _hold(self, controls: list[ft.Control]) -> None:
+        self.holder.controls = controls
+        with contextlib.suppress(RuntimeError):  # the page is gone
+            self.holder.update()
 
     @property
     def _front(self) -> bool:

@@ -90,7 +90,7 @@ class DesktopCamera:
 
 def _av() -> Any:
     try:
-        import av  # not needed on phones and in browsers, and not in every installation
+        import av.logging  # not needed on phones and in browsers, and not in every installation
     except ImportError:
         raise CameraTrouble(
             "a desktop's camera needs PyAV, which is not installed", "pip install 'delta-depth[video]'"

@@ -1,6 +1,6 @@
 """What stands on the stage where there is no picture: a welcome, or what went wrong and the way out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import flet as ft
@@ -39,8 +39,12 @@ def welcome(samples: list[tuple[Path, bytes]], on_sample: Callable[[Path], objec
     )
 
 
-def trouble_card(trouble: Trouble, action: str, on_action: Callable[[], object]) -> ft.Control:
-    """Say what went wrong, in words, with a button that leads out."""
+def trouble_card(trouble: Trouble, ways_out: Mapping[str, Callable[[], object]]) -> ft.Control:
+    """Say what went wrong, in words, with buttons that lead out, the best way first."""
+    kinds = [ft.FilledTonalButton, *[ft.TextButton] * len(ways_out)]
+    buttons = [
+        kind(name, on_click=lambda _, go=go: go()) for kind, (name, go) in zip(kinds, ways_out.items(), strict=False)
+    ]
     return ft.Container(
         ft.Column(
             [
@@ -54,7 +58,7 @@ def trouble_card(trouble: Trouble, action: str, on_action: Callable[[], object])
                     text_align=ft.TextAlign.CENTER,
                     selectable=True,
                 ),
-                ft.FilledTonalButton(action, on_click=lambda _: on_action()),
+                ft.Row(buttons, alignment=ft.MainAxisAlignment.CENTER, wrap=True),
             ],
             horizontal_alignment=ft.CrossAxisAlignment.CENTER,
             tight=True,

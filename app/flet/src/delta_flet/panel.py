@@ -291,10 +291,7 @@ def _save_face() -> ft.Container:
     color = ft.Colors.PRIMARY
     return ft.Container(
         ft.Row(
-            [
-                ft.Icon(ft.Icons.DOWNLOAD_ROUNDED, size=18, color=ft.Colors.PRIMARY),
-                ft.Text("Save", color=ft.Colors.PRIMARY),
-            ],
+            [ft.Icon(ft.Icons.DOWNLOAD_ROUNDED, size=18, color=color), ft.Text("Save", color=color)],
             alignment=ft.MainAxisAlignment.CENTER,
             spacing=8,
             tight=True,

@@ -83,10 +83,15 @@ class DeltaApp:
         await self._show_answer()
 
     async def choose_model(self, index: int) -> None:
-        """Load another size."""
+        """Load another size; the camera waits meanwhile."""
+        was_live = self.session.phase is Phase.LIVE
+        if was_live:
+            await self._stop_live()
         async with self._working():
-            await asyncio.to_thread(self.session.choose_model, self.session.choices[index])
+            opened = await asyncio.to_thread(self.session.choose_model, self.session.choices[index])
         await self._show_answer()
+        if was_live and opened:
+            await self.toggle_live()
 
     async def set_colormap(self, name: str) -> None:
         """Paint in other colors."""
@@ -205,12 +210,16 @@ class DeltaApp:
             self.session.stop_live()
 
     async def _show_answer(self) -> None:
-        self._refresh()
         answer = self.session.answer
-        if answer and self.session.phase is Phase.PHOTO:
+        showing = answer is not None and self.session.phase is Phase.PHOTO
+        self.stage.set_busy(showing)
+        self._refresh()
+        if answer and showing:
             photo = await asyncio.to_thread(pictures.for_screen, answer.photo)
             depth = await asyncio.to_thread(pictures.depth_for_screen, answer.disparity, self.session.colormap)
             await self.stage.show_photo(photo, depth)
+            self.stage.set_busy(False)
+            self.page.update()
 
     def _arrange(self) -> None:
         wide = (self.page.width or 0) >= look.WIDE_PX

@@ -153,7 +153,7 @@ class Panel:
         if session.phase is Phase.LIVE and times.frames_per_s:
             parts.append(f"{times.frames_per_s:.1f} frames/s")
         if height:
-            parts.append(f"{height} × {width} px")
+            parts.append(f"{width} × {height} px")
         self._times.value = "  ·  ".join(parts)
 
     def wide(self, stage: ft.Control) -> ft.Control:

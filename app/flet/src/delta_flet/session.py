@@ -132,9 +132,9 @@ class Session:
 
     def choose_model(self, choice: ModelChoice) -> bool:
         """Load another model, and look at the photo again with it; a file that fails leaves the app without one."""
-        self.choice, self._predictor = choice, None
+        self.choice, self._predictor, self.answer = choice, None, None
         opened = self._attempt("model", lambda: self._open(choice))
-        if opened and self.shot:
+        if opened and self.phase is Phase.PHOTO:
             self.show(self.current)
         return opened
 

@@ -49,8 +49,10 @@ class Stage:
         self._place()
 
     def set_busy(self, busy: bool) -> None:
-        """Say that something is under way."""
+        """Say that something is under way; what a picture is called is said when it is there."""
         self._busy.visible = busy
+        for label in self._labels:
+            label.opacity = 0 if busy else 1
 
     def set_pictures(self, visible: bool, mirrored: bool = False) -> None:
         """Show or hide the two pictures, as they are or as in a mirror."""

@@ -1,0 +1,248 @@
+"""The Flet app without a screen: what it opens, predicts, shows live and saves."""
+
+import hashlib
+import io
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from delta import bundled
+from delta.bundle import BundleCard, ModelFile, write_bundle_card
+from delta.colormaps import colorize
+from delta.predict import DepthPredictor, load_disparity_png16, normalize_for_display
+from delta_flet import pictures
+from delta_flet.frames import Frame
+from delta_flet.models import find_model, list_choices
+from delta_flet.session import Phase, Saving, Session
+
+PHOTO = bundled.PHOTOS / "kodak_0012.jpg"
+
+
+@pytest.fixture
+def session() -> Session:
+    """The app with the bundled student, on one thread."""
+    return Session(bundled.MODEL, threads=1)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """Two files of the bundled student; the card lists the larger one first."""
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    return write_bundle(folder, {"large.onnx": (256, 256), "small.onnx": (128, 192)})
+
+
+def write_bundle(folder: Path, sizes: dict[str, tuple[int, int]]) -> Path:
+    content = bundled.MODEL.read_bytes()
+    models = []
+    for name, size_px in sizes.items():
+        (folder / name).write_bytes(content)
+        models.append(
+            ModelFile(
+                file=name,
+                size_px=size_px,
+                precision="fp32",
+                batch=1,
+                bytes=len(content),
+                sha256=hashlib.sha256(content).hexdigest(),
+                receipt={},
+            )
+        )
+    card = BundleCard(student={}, teacher="nobody", licence="Apache-2.0", models=tuple(models), made_with={})
+    write_bundle_card(folder, card)
+    return folder
+
+
+def spoil(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def a_frame(seed: int = 0) -> Frame:
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Frame(pixels=np.asarray(Image.fromarray(coarse).resize((160, 120), Image.Resampling.BICUBIC)))
+
+
+def test_a_photo_gets_the_depth_that_delta_predicts(session):
+    assert session.add_photo(PHOTO.name, PHOTO.read_bytes())
+    assert session.show(0)
+    assert session.phase is Phase.PHOTO
+    assert session.times.infer_ms > 0
+    np.testing.assert_array_equal(
+        session.answer.disparity, DepthPredictor.open(bundled.MODEL, threads=1).predict(PHOTO)
+    )
+
+
+def test_a_file_that_is_no_photo_is_named_and_changes_nothing_else(session):
+    session.add_photo(PHOTO.name, PHOTO.read_bytes())
+    session.show(0)
+    before = session.answer
+    assert not session.add_photo("notes.txt", b"not a photo")
+    trouble = session.troubles["photo"]
+    assert trouble.message == "notes.txt cannot be used: it is not an image in a known format"
+    assert trouble.hint == "open a JPEG, PNG or WebP photo"
+    assert (session.answer, session.phase, len(session.shots)) == (before, Phase.PHOTO, 1)
+
+
+def test_the_models_of_a_bundle_are_offered_smallest_first(bundle):
+    megabytes = f"{bundled.MODEL.stat().st_size / 1e6:.1f} MB"
+    labels = [choice.label for choice in list_choices(bundle)]
+    assert labels == [f"192×128 px · fp32 · {megabytes}", f"256 px · fp32 · {megabytes}"]
+
+
+def test_a_file_that_its_bundle_does_not_describe_is_not_loaded_and_another_one_is(bundle):
+    spoil(bundle / "small.onnx")
+    session = Session(bundle, threads=1)
+    assert not session.ready
+    trouble = session.troubles["model"]
+    found = hashlib.sha256((bundle / "small.onnx").read_bytes()).hexdigest()
+    assert trouble.message == (
+        f"small.onnx is not the file that its bundle describes: its SHA-256 begins with {found[:8]}, "
+        f"delta.json says {session.choices[0].sha256[:8]}"
+    )
+    assert trouble.hint == "copy the bundle again, or export it again with `delta export`"
+    assert session.choose_model(session.choices[1])
+    assert session.ready
+    assert session.troubles == {}
+
+
+def test_a_model_that_fails_later_leaves_no_old_answer_to_be_taken_for_its_own(bundle):
+    session = Session(bundle, threads=1)
+    session.add_photo(PHOTO.name, PHOTO.read_bytes())
+    session.show(0)
+    spoil(bundle / "large.onnx")
+    assert not session.choose_model(session.choices[1])
+    assert not session.ready
+    assert session.answer is None
+
+
+def test_a_model_that_is_not_there_is_a_trouble_and_no_crash(tmp_path):
+    session = Session(tmp_path / "nothing.onnx", threads=1)
+    assert not session.ready
+    assert session.troubles["model"].message == f"there is no model {tmp_path / 'nothing.onnx'}"
+
+
+def test_a_damaged_sidecar_is_a_trouble_and_no_crash(bundle):
+    (bundle / "delta.json").write_bytes(b"{")
+    session = Session(bundle, threads=1)
+    assert session.choices == ()
+    assert session.troubles["model"].message.startswith(f"{bundle / 'delta.json'} is damaged: ")
+
+
+def test_the_16_bit_file_holds_the_disparity_to_half_a_level(session, tmp_path):
+    session.add_photo("a lighthouse.jpeg", PHOTO.read_bytes())
+    session.show(0)
+    name, content = session.file_to_save(Saving.DEPTH16)
+    assert name == "a lighthouse_disparity.png"
+    (tmp_path / name).write_bytes(content)
+    disparity = session.answer.disparity
+    half_level = (disparity.max() - disparity.min()) / 65535 / 2
+    np.testing.assert_allclose(load_disparity_png16(tmp_path / name), disparity, rtol=0, atol=half_level * 1.01)
+
+
+def test_the_colored_files_are_what_delta_predict_draws(session):
+    session.add_photo(PHOTO.name, PHOTO.read_bytes())
+    session.show(0)
+    session.colormap = "viridis"
+    answer = session.answer
+    expected = colorize(normalize_for_display(answer.disparity), "viridis", vmin=0.0, vmax=1.0)
+    depth, beside = (
+        np.asarray(Image.open(io.BytesIO(session.file_to_save(saving)[1]))) for saving in (Saving.DEPTH, Saving.SIDE)
+    )
+    np.testing.assert_array_equal(depth, expected)
+    np.testing.assert_array_equal(beside, np.hstack([answer.photo, expected]))
+
+
+def test_a_live_frame_is_the_graphs_answer_in_colors(session):
+    frame = a_frame()
+    session.go_live()
+    picture = np.asarray(Image.open(io.BytesIO(session.live(frame, 0.0))).convert("RGB"))
+    predictor = DepthPredictor.open(bundled.MODEL, threads=1)
+    size = tuple(reversed(predictor.card.size_px))
+    disparity = predictor.predict(Image.fromarray(frame.pixels).resize(size, Image.Resampling.BICUBIC))
+    low, high = np.percentile(disparity[::2, ::2].astype(np.float64), [2, 98])
+    gray = Image.open(io.BytesIO(pictures.paint(disparity, "gray", low, high)))
+    np.testing.assert_array_equal(picture, session_colors(np.asarray(gray.convert("L")), session.colormap))
+
+
+def session_colors(levels: np.ndarray, colormap: str) -> np.ndarray:
+    from delta.colormaps import color_table
+
+    return color_table(colormap)[levels]
+
+
+def test_colors_of_a_scene_that_holds_still_do_not_change(session):
+    session.go_live()
+    assert len({session.live(a_frame(), at_s / 10) for at_s in range(4)}) == 1
+
+
+def test_live_times_and_rate_are_told_and_begin_anew(session):
+    session.go_live()
+    for index in range(5):
+        session.live(a_frame(), index / 10)
+        session.shown(4.0, index / 10)
+    assert session.times.frames_per_s == pytest.approx(10)
+    assert session.times.show_ms == pytest.approx(4)
+    assert min(session.times.prepare_ms, session.times.infer_ms, session.times.paint_ms) > 0
+    session.go_live()
+    assert session.times.frames_per_s == session.times.infer_ms == 0
+
+
+def test_a_still_is_the_frame_as_it_was_seen(session):
+    frame = a_frame()
+    session.go_live()
+    assert not session.take_still(mirrored=False)
+    session.live(frame, 0.0)
+    assert session.take_still(mirrored=True)
+    np.testing.assert_array_equal(session.shots[0].read(), frame.pixels[:, ::-1])
+
+
+def test_after_a_camera_fails_the_photo_is_back_and_the_trouble_is_told(session):
+    from delta_flet.frames import trouble_of
+
+    session.add_photo(PHOTO.name, PHOTO.read_bytes())
+    session.show(0)
+    session.go_live()
+    session.stop_live(trouble_of("NotAllowedError"))
+    assert session.phase is Phase.PHOTO
+    assert session.troubles["camera"].message == "the camera may not be used"
+    session.go_live()
+    assert "camera" not in session.troubles
+
+
+def test_photos_can_be_taken_out_until_none_is_left(session):
+    for name in ("kodak_0012.jpg", "kodak_0013.jpg", "kodak_0014.jpg"):
+        session.add_photo(name, (bundled.PHOTOS / name).read_bytes())
+    session.show(1)
+    session.remove(0)
+    assert session.shot.name == "kodak_0013.jpg"
+    session.remove(0)
+    assert session.shot.name == "kodak_0014.jpg"
+    session.remove(0)
+    assert (session.phase, session.shot, session.answer) == (Phase.EMPTY, None, None)
+
+
+def test_nothing_is_saved_before_there_is_something(session):
+    with pytest.raises(Exception, match="there is nothing to save yet") as error:
+        session.file_to_save(Saving.DEPTH)
+    assert error.value.hint == "open a photo first"
+
+
+def test_the_argument_wins_over_the_variable_and_both_over_what_was_built_in(tmp_path):
+    assert find_model([], {}) == bundled.MODEL
+    assert find_model([], {"FLET_ASSETS_DIR": str(tmp_path)}) == bundled.MODEL
+    shutil.copytree(bundled.PHOTOS, tmp_path / "model")
+    built_in = {"FLET_ASSETS_DIR": str(tmp_path)}
+    assert find_model([], built_in) == tmp_path / "model"
+    assert find_model([], built_in | {"DELTA_MODEL": "b"}) == Path("b")
+    assert find_model(["a"], built_in | {"DELTA_MODEL": "b"}) == Path("a")
+
+
+def test_the_card_is_read_as_the_bundle_wrote_it(bundle):
+    card = msgspec.json.decode((bundle / "delta.json").read_bytes(), type=BundleCard)
+    assert {choice.sha256 for choice in list_choices(bundle)} == {model.sha256 for model in card.models}

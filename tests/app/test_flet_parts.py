@@ -164,7 +164,7 @@ def test_a_desktop_camera_gives_its_newest_frame_and_can_be_opened_again():
 @pytest.mark.parametrize("devices", [[], ["/dev/video99"]])
 def test_a_desktop_without_a_camera_is_told_so(devices):
     pytest.importorskip("av", reason="NOT TESTED: PyAV is not installed")
-    with pytest.raises(CameraTrouble, match="^no camera was found$"):
+    with pytest.raises(CameraTrouble, match=r"^no camera was found$"):
         asyncio.run(DesktopCamera("v4l2", devices).open(0))
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from delta import bundled
-from delta.bundle import BundleCard, ModelFile, write_bundle_card
+from delta.bundle import BundleCard
 from delta.colormaps import colorize
 from delta.predict import DepthPredictor, load_disparity_png16, normalize_for_display
 from delta_flet import pictures
@@ -26,35 +26,6 @@ PHOTO = bundled.PHOTOS / "kodak_0012.jpg"
 def session() -> Session:
     """The app with the bundled student, on one thread."""
     return Session(bundled.MODEL, threads=1)
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    """Two files of the bundled student; the card lists the larger one first."""
-    folder = tmp_path / "bundle"
-    folder.mkdir()
-    return write_bundle(folder, {"large.onnx": (256, 256), "small.onnx": (128, 192)})
-
-
-def write_bundle(folder: Path, sizes: dict[str, tuple[int, int]]) -> Path:
-    content = bundled.MODEL.read_bytes()
-    models = []
-    for name, size_px in sizes.items():
-        (folder / name).write_bytes(content)
-        models.append(
-            ModelFile(
-                file=name,
-                size_px=size_px,
-                precision="fp32",
-                batch=1,
-                bytes=len(content),
-                sha256=hashlib.sha256(content).hexdigest(),
-                receipt={},
-            )
-        )
-    card = BundleCard(student={}, teacher="nobody", licence="Apache-2.0", models=tuple(models), made_with={})
-    write_bundle_card(folder, card)
-    return folder
 
 
 def spoil(file: Path) -> None:
@@ -89,18 +60,18 @@ def test_a_file_that_is_no_photo_is_named_and_changes_nothing_else(session):
     assert (session.answer, session.phase, len(session.shots)) == (before, Phase.PHOTO, 1)
 
 
-def test_the_models_of_a_bundle_are_offered_smallest_first(bundle):
+def test_the_models_of_a_bundle_are_offered_smallest_first(two_models):
     megabytes = f"{bundled.MODEL.stat().st_size / 1e6:.1f} MB"
-    labels = [choice.label for choice in list_choices(bundle)]
+    labels = [choice.label for choice in list_choices(two_models)]
     assert labels == [f"192×128 px · fp32 · {megabytes}", f"256 px · fp32 · {megabytes}"]
 
 
-def test_a_file_that_its_bundle_does_not_describe_is_not_loaded_and_another_one_is(bundle):
-    spoil(bundle / "small.onnx")
-    session = Session(bundle, threads=1)
+def test_a_file_that_its_bundle_does_not_describe_is_not_loaded_and_another_one_is(two_models):
+    spoil(two_models / "small.onnx")
+    session = Session(two_models, threads=1)
     assert not session.ready
     trouble = session.troubles["model"]
-    found = hashlib.sha256((bundle / "small.onnx").read_bytes()).hexdigest()
+    found = hashlib.sha256((two_models / "small.onnx").read_bytes()).hexdigest()
     assert trouble.message == (
         f"small.onnx is not the file that its bundle describes: its SHA-256 begins with {found[:8]}, "
         f"delta.json says {session.choices[0].sha256[:8]}"
@@ -111,11 +82,11 @@ def test_a_file_that_its_bundle_does_not_describe_is_not_loaded_and_another_one_
     assert session.troubles == {}
 
 
-def test_a_model_that_fails_later_leaves_no_old_answer_to_be_taken_for_its_own(bundle):
-    session = Session(bundle, threads=1)
+def test_a_model_that_fails_later_leaves_no_old_answer_to_be_taken_for_its_own(two_models):
+    session = Session(two_models, threads=1)
     session.add_photo(PHOTO.name, PHOTO.read_bytes())
     session.show(0)
-    spoil(bundle / "large.onnx")
+    spoil(two_models / "large.onnx")
     assert not session.choose_model(session.choices[1])
     assert not session.ready
     assert session.answer is None
@@ -127,11 +98,11 @@ def test_a_model_that_is_not_there_is_a_trouble_and_no_crash(tmp_path):
     assert session.troubles["model"].message == f"there is no model {tmp_path / 'nothing.onnx'}"
 
 
-def test_a_damaged_sidecar_is_a_trouble_and_no_crash(bundle):
-    (bundle / "delta.json").write_bytes(b"{")
-    session = Session(bundle, threads=1)
+def test_a_damaged_sidecar_is_a_trouble_and_no_crash(two_models):
+    (two_models / "delta.json").write_bytes(b"{")
+    session = Session(two_models, threads=1)
     assert session.choices == ()
-    assert session.troubles["model"].message.startswith(f"{bundle / 'delta.json'} is damaged: ")
+    assert session.troubles["model"].message.startswith(f"{two_models / 'delta.json'} is damaged: ")
 
 
 def test_the_16_bit_file_holds_the_disparity_to_half_a_level(session, tmp_path):
@@ -243,6 +214,6 @@ def test_the_argument_wins_over_the_variable_and_both_over_what_was_built_in(tmp
     assert find_model(["a"], built_in | {"DELTA_MODEL": "b"}) == Path("a")
 
 
-def test_the_card_is_read_as_the_bundle_wrote_it(bundle):
-    card = msgspec.json.decode((bundle / "delta.json").read_bytes(), type=BundleCard)
-    assert {choice.sha256 for choice in list_choices(bundle)} == {model.sha256 for model in card.models}
+def test_the_card_is_read_as_the_bundle_wrote_it(two_models):
+    card = msgspec.json.decode((two_models / "delta.json").read_bytes(), type=BundleCard)
+    assert {choice.sha256 for choice in list_choices(two_models)} == {model.sha256 for model in card.models}

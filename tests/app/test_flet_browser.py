@@ -25,7 +25,7 @@ from delta.predict import DepthPredictor, load_disparity_png16, normalize_for_di
 pytestmark = pytest.mark.app
 
 ROOT = Path(__file__).parent.parent.parent
-WAIT_S = 90
+WAIT_S = 60
 DESKTOP, PHONE = (1440, 900), (390, 844)
 FAKE_CAMERA = ("--use-fake-device-for-media-stream",)
 GRANTED = "--use-fake-ui-for-media-stream"

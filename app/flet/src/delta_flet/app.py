@@ -98,7 +98,8 @@ class DeltaApp:
         self.session.colormap = name
         self._refresh()
         if self.session.answer and self.session.phase is Phase.PHOTO:
-            await self.stage.show_depth(pictures.depth_for_screen(self.session.answer.disparity, name))
+            with contextlib.suppress(TimeoutError):
+                await self.stage.show_depth(pictures.depth_for_screen(self.session.answer.disparity, name))
 
     def set_comparison(self, comparison: Comparison) -> None:
         """Compare in another way."""
@@ -217,7 +218,10 @@ class DeltaApp:
         if answer and showing:
             photo = await asyncio.to_thread(pictures.for_screen, answer.photo)
             depth = await asyncio.to_thread(pictures.depth_for_screen, answer.disparity, self.session.colormap)
-            await self.stage.show_photo(photo, depth)
+            with contextlib.suppress(
+                TimeoutError
+            ):  # the window is gone, or hidden: it gets the picture when it is back
+                await self.stage.show_photo(photo, depth)
             self.stage.set_busy(False)
             self.page.update()
 

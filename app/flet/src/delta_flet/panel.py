@@ -77,10 +77,10 @@ class Panel:
         self._live = ft.FilledTonalButton("Live camera", ft.Icons.VIDEOCAM_OUTLINED, on_click=_call(actions.live))
         self._still = ft.FilledButton("Take photo", ft.Icons.CAMERA_ALT_OUTLINED, on_click=_call(actions.still))
         self._switch = ft.IconButton(
-            ft.Icons.CAMERASWITCH_OUTLINED, tooltip="Switch camera", on_click=_call(actions.switch_camera)
+            _named(ft.Icons.CAMERASWITCH_OUTLINED, "Switch camera"), on_click=_call(actions.switch_camera)
         )
         self._mirror = ft.IconButton(
-            ft.Icons.FLIP_OUTLINED, tooltip="Mirror", selected=False, on_click=_call(actions.mirror)
+            _named(ft.Icons.FLIP_OUTLINED, "Mirror"), selected=False, on_click=_call(actions.mirror)
         )
         self._camera_tools = ft.Row(
             [self._switch, self._mirror], spacing=0, tight=True, alignment=ft.MainAxisAlignment.CENTER, visible=False
@@ -101,8 +101,8 @@ class Panel:
         self._only_model = ft.Text("", size=14)
         self._model_row = ft.Row([self._model, self._only_model])
         self._theme = ft.PopupMenuButton(
-            icon=ft.Icons.BRIGHTNESS_AUTO_OUTLINED,
-            tooltip="Theme",
+            icon=_named(ft.Icons.BRIGHTNESS_AUTO_OUTLINED, "Theme"),
+            tooltip="",
             items=[
                 ft.PopupMenuItem(text, icon=icon, on_click=_call(actions.theme, mode))
                 for mode, (text, icon) in THEMES.items()
@@ -141,7 +141,7 @@ class Panel:
         self._save.disabled = session.answer is None or live
         self._live.disabled = self._open.disabled = not session.ready
         self._refresh_models(session)
-        self._theme.icon = THEMES[theme][1]
+        self._theme.icon = _named(THEMES[theme][1], "Theme")
         self._legend.src = pictures.gradient_png(session.colormap)
         self._refresh_strip(session, live)
         self.refresh_times(session)
@@ -276,6 +276,11 @@ STRETCH = ft.CrossAxisAlignment.STRETCH
 def _call(action: Callable[..., object], *arguments: object) -> Callable[[object], object]:
     """Leave the event out."""
     return lambda _: action(*arguments)
+
+
+def _named(icon: ft.IconData, name: str) -> ft.Icon:
+    """An icon that screen readers can name; a tooltip would name what is around the button, not the button."""
+    return ft.Icon(icon, semantics_label=name)
 
 
 def _group(title: str, *controls: ft.Control) -> ft.Column:

@@ -28,7 +28,7 @@ class Stage:
         self._line = ft.Container(_handle(), width=36, alignment=ft.Alignment.CENTER, ignore_interactions=True)
         self._labels = [look.pill(ft.Text(name, size=12, color="#ffffff")) for name in ("Photo", "Depth")]
         self._pictures = ft.Stack(
-            [self._photo_box, self._window, self._line, *self._labels, self._touch()], visible=False, expand=True
+            [self._photo_box, self._window, self._line, *self._labels, self._touch()], opacity=0, expand=True
         )
         self.message = ft.Container(alignment=ft.Alignment.CENTER, expand=True, visible=False)
         self._busy = ft.Container(
@@ -55,8 +55,11 @@ class Stage:
             label.opacity = 0 if busy else 1
 
     def set_pictures(self, visible: bool, mirrored: bool = False) -> None:
-        """Show or hide the two pictures, as they are or as in a mirror."""
-        self._pictures.visible = visible
+        """Show or hide the two pictures, as they are or as in a mirror.
+
+        They stay on the page: what is taken off it while a picture is on its way would never say that it arrived.
+        """
+        self._pictures.opacity = 1 if visible else 0
         for box in (self._photo, self._depth):
             box.flip = ft.Flip(flip_x=mirrored)
 
@@ -98,9 +101,8 @@ class Stage:
         if min(self._size) <= 0:
             return
         self._places = found = places(self._comparison, *self._size, self._aspect, self._mix)
-        self._photo_box.visible = found.photo is not None
-        if found.photo:
-            _put(self._photo_box, found.photo)
+        self._photo_box.opacity = 0 if found.photo is None else 1
+        _put(self._photo_box, found.photo or found.depth)
         _put(self._window, found.window)
         inner = Box(found.depth.left - found.window.left, 0, found.depth.width, found.depth.height)
         _put(self._depth_box, inner)

@@ -23,6 +23,7 @@ let stage;
 let models = [];
 let photo = null; // { bitmap, name, kind }: what is shown when the camera is not
 let ready = null; // promise of the running engine
+let running = null; // what showEngine was told
 let live = null; // token of the running camera loop
 let retry = null; // what "Try again" does
 
@@ -69,9 +70,9 @@ function showEngine({ backend, threads, digest, model, fellBack }) {
   Object.assign(body, { engine: backend, threads, model: model.id, digest, fellBack: fellBack?.from.backend ?? "" });
   if (body.state === "starting") body.state = "ready";
   say(`${model.name} is ready`);
-  if (fellBack) notify(`${fellBack.trouble.message}. ${new Trouble("webgpu").hint}`);
+  if (fellBack) notify(fellBack.from.backend === "webgpu" ? "WebGPU does not work here: the model runs on the processor" : "Threads do not work here: the model runs on one");
   if (digest === "unchecked") notify("Not a secure page: camera, offline use and the check of the model's digest are off");
-  showFacts({ backend, threads, digest, model, painter: body.painter });
+  running = { backend, threads, digest, model };
 }
 
 async function startAgain() {
@@ -121,10 +122,10 @@ async function decode(blob) {
 }
 
 async function predictPhoto() {
-  const { bitmap, name, kind } = photo;
+  const { bitmap, name, kind, mirrored = false } = photo;
   hideNotice();
   Object.assign(body, { source: kind, result: "none" });
-  stage.setMirrored(false);
+  stage.setMirrored(mirrored);
   stage.showPicture(bitmap, bitmap.width, bitmap.height, name);
   try {
     await ready;
@@ -155,14 +156,11 @@ async function startLive() {
   try {
     say("Starting the camera");
     await ready;
-    await camera.open((trouble) => live === token && complain(trouble, startLive));
+    await camera.open((trouble) => live === token && endLive(trouble));
     if (live !== token) return camera.close();
     await engine.forget();
   } catch (error) {
-    if (live === token) {
-      stopLive();
-      complain(error, startLive);
-    }
+    if (live === token) endLive(error);
     return;
   }
   Object.assign(body, { source: "live", state: "live", frames: 0, dropped: 0 });
@@ -204,11 +202,15 @@ async function runLive(token) {
       showRate(times.add(stages, done - began), answer);
     }
   } catch (error) {
-    if (live === token) {
-      stopLive();
-      complain(error, startLive);
-    }
+    if (live === token) endLive(error);
+  } finally {
+    kept?.close();
   }
+}
+
+function endLive(error) {
+  stopLive();
+  complain(error, startLive);
 }
 
 function showRate({ fps, due }, { times: { infer } }) {
@@ -237,11 +239,9 @@ async function freeze() {
   if (!live || !stage.answer) return;
   const video = find("video");
   const bitmap = await createImageBitmap(video);
-  const mirrored = camera.mirrored;
+  photo = { bitmap, name: "picture from the camera", kind: "photo", mirrored: camera.mirrored };
   stopLive();
-  photo = { bitmap, name: "picture from the camera", kind: "photo" };
   await predictPhoto();
-  stage.setMirrored(mirrored);
 }
 
 async function toggleLive() {
@@ -387,12 +387,14 @@ function choose(name, value) {
 }
 
 function chooseView(view) {
+  if (!stage) return;
   const shown = stage.setView(view);
   choose("view", shown);
   document.querySelector(`#views [value="${shown}"]`).checked = true;
 }
 
 function chooseMap(map) {
+  if (!stage) return;
   choose("map", map);
   stage.setColors(map);
   document.querySelector(`#maps [value="${map}"]`).checked = true;
@@ -423,7 +425,7 @@ function bindControls() {
     Promise.resolve(retry?.()).catch(() => {});
   });
   bindMenu(save);
-  bindSheet();
+  bindSheet(() => running && showFacts(running, body));
   bindKeys({ open: () => find("file").click(), toggleLive, freeze, save: () => save("depth"), chooseView, nextMap, nextTheme });
   bindDrops();
 }

@@ -3,11 +3,15 @@
 export const find = (id) => document.getElementById(id);
 
 const THEMES = { auto: "as the system", light: "light", dark: "dark" };
+const GROUNDS = { light: "#f3f2ee", dark: "#0d0e12" };
 
 export function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
   find("theme").setAttribute("aria-label", `Theme: ${THEMES[theme]}`);
   find("theme").querySelector("use").setAttribute("href", `#i-${theme}`);
+  for (const meta of document.querySelectorAll('[name="theme-color"]')) {
+    meta.content = GROUNDS[theme] ?? GROUNDS[meta.media.includes("dark") ? "dark" : "light"];
+  }
 }
 
 let toastTimer;
@@ -62,9 +66,12 @@ export function bindMenu(choose) {
   });
 }
 
-export function bindSheet() {
+export function bindSheet(onOpen) {
   const sheet = find("sheet");
-  find("more").addEventListener("click", () => sheet.showModal());
+  find("more").addEventListener("click", () => {
+    onOpen();
+    sheet.showModal();
+  });
   sheet.addEventListener("click", ({ target }) => target === sheet && sheet.close());
 }
 
@@ -83,13 +90,16 @@ export function bindKeys({ open, toggleLive, freeze, save, chooseView, nextMap, 
   });
 }
 
-export function showFacts({ backend, threads, digest, model, painter }) {
+const OFFLINE = { ready: "ready", saving: "being saved", update: "ready, and a new version is here" };
+
+export function showFacts({ backend, threads, digest, model }, { painter, offline }) {
   const facts = {
     Model: model.name,
     Input: `${model.size_px[1]} × ${model.size_px[0]} px, ${model.precision}`,
     Digest: digest === "checked" ? "as promised by delta.json" : "not checked (the page is not secure)",
     Runs: `${backend === "webgpu" ? "WebGPU" : "WebAssembly"}, ${threads === 1 ? "one thread" : `${threads} threads`}`,
     Draws: painter === "webgl2" ? "WebGL2" : "canvas",
+    Offline: OFFLINE[offline] ?? "not here",
   };
   find("facts").replaceChildren(...Object.entries(facts).flatMap(([name, value]) => [element("dt", name), element("dd", value)]));
 }

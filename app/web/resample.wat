@@ -1,6 +1,6 @@
 ;; Pillow's 8-bit resize in fixed point, four channels at a time, and the step to float planes.
-;; resample.js says what the tables hold. Compiled by `wat2wasm --enable-simd`-like tools to resample.wasm,
-;; which a test compares with this text.
+;; resample.js says what the tables hold. A test compares resample.wasm with this text, from which it is made by
+;; `python -c "import wasmtime, sys; sys.stdout.buffer.write(wasmtime.wat2wasm(sys.stdin.read()))" <resample.wat`.
 (module
   (memory (export "memory") 1)
 

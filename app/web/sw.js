@@ -1,7 +1,7 @@
 /* The service worker: keeps the files of this build, answers from them, and adds the headers that isolate the page so
  * that threads work on hosts that cannot send them. `delta app build` fills in what the build holds. */
 
-const BUILD = /* BUILD */ { version: "", core: {}, later: {} }; // path -> SHA-256 (hex) of each file
+const BUILD = /* BUILD */ { version: "", core: {}, later: {} }; // path -> SHA-256 (base64) of each file
 const CACHE = `delta:${new URL(registration.scope).pathname}`;
 const ISOLATION = {
   "Cross-Origin-Opener-Policy": "same-origin",
@@ -9,7 +9,7 @@ const ISOLATION = {
   "Cross-Origin-Resource-Policy": "same-origin",
 };
 const FILES = new Map(
-  Object.entries({ ...BUILD.core, ...BUILD.later }).map(([path, sha256]) => [new URL(path, registration.scope).href, sha256]),
+  Object.entries({ ...BUILD.core, ...BUILD.later }).map(([path, digest]) => [new URL(path, registration.scope).href, digest]),
 );
 const INDEX = new URL("./index.html", registration.scope).href;
 
@@ -38,10 +38,10 @@ function fromCache(href) {
 /** Return the file from the cache, fetched and checked against its digest if it was not there. */
 async function keep(href) {
   const cache = await caches.open(CACHE);
-  const key = `${href}?sha256=${FILES.get(href)}`;
+  const key = `${href}?${encodeURIComponent(FILES.get(href))}`;
   const held = await cache.match(key);
   if (held) return held;
-  const found = await fetch(href, { cache: "no-cache", integrity: integrity(FILES.get(href)) });
+  const found = await fetch(href, { cache: "no-cache", integrity: `sha256-${FILES.get(href)}` });
   if (!found.ok) throw new TypeError(`${href}: ${found.status}`);
   await cache.put(key, found.clone());
   return found;
@@ -49,13 +49,8 @@ async function keep(href) {
 
 async function dropOld() {
   const cache = await caches.open(CACHE);
-  const wanted = new Set([...FILES].map(([href, sha256]) => `${href}?sha256=${sha256}`));
+  const wanted = new Set([...FILES].map(([href, digest]) => `${href}?${encodeURIComponent(digest)}`));
   for (const { url } of await cache.keys()) if (!wanted.has(url)) await cache.delete(url);
-}
-
-function integrity(hex) {
-  const bytes = hex.match(/../g).map((pair) => String.fromCharCode(parseInt(pair, 16)));
-  return `sha256-${btoa(bytes.join(""))}`;
 }
 
 function isolated(answer) {

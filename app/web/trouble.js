@@ -16,7 +16,7 @@ const TEXTS = {
   "photo-large": ["This picture is too large", "Scale it below 16 megapixels first."],
   simd: [
     "This browser is too old",
-    "It lacks WebAssembly SIMD, which the model needs. Chrome 91, Firefox 89, Safari 16.4 and later have it.",
+    "It lacks WebAssembly SIMD, which the model needs. Chrome 111, Firefox 121, Safari 16.4 and later have all of it.",
   ],
   memory: ["Not enough memory", "Close other tabs or apps and try again, or choose a smaller model."],
   digest: [

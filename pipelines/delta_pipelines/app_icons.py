@@ -20,7 +20,7 @@ SMOOTHING = 4  # drawn this much larger, then scaled down
 def icon_png(side_px: int, *, maskable: bool = False) -> bytes:
     """Draw the icon as PNG; a maskable one fills its square, and keeps the drawing where no mask reaches."""
     scale = side_px * SMOOTHING / SIDE
-    image = Image.new("RGBA", (side_px * SMOOTHING,) * 2, GROUND if maskable else (0, 0, 0, 0))
+    image = Image.new("RGBA", (side_px * SMOOTHING, side_px * SMOOTHING), GROUND if maskable else (0, 0, 0, 0))
     draw = ImageDraw.Draw(image)
     if not maskable:
         draw.rounded_rectangle((0, 0, *image.size), CORNER * scale, fill=GROUND)

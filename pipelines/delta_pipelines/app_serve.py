@@ -47,7 +47,6 @@ class SiteHandler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "delta", ""
-    server: SiteServer
 
     def do_GET(self) -> None:
         """Send a file of the site."""
@@ -61,6 +60,7 @@ class SiteHandler(BaseHTTPRequestHandler):
         """Say nothing: what went wrong is seen in the page."""
 
     def _answer(self, *, with_body: bool) -> None:
+        assert isinstance(self.server, SiteServer)
         found = self.server.files.get(unquote(urlsplit(self.path).path))
         if found is None:
             self._head(HTTPStatus.NOT_FOUND, {"Content-Length": "0"})

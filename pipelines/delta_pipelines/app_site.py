@@ -1,5 +1,6 @@
 """`delta app build`: the app's files, the pinned runtime and the models become a folder that any host can serve."""
 
+import base64
 import hashlib
 import json
 import re
@@ -31,6 +32,8 @@ EXAMPLES = {  # of the bundled photos: what the app shows before anyone has chos
 EXAMPLE_PX, THUMB_PX = 720, 220
 ICONS = {"icon-180.png": (180, True), "icon-192.png": (192, False), "icon-512.png": (512, False)}
 MASKABLE = {"icon-maskable-512.png": (512, True)}
+COMMENT_BLOCK = re.compile(r"^[ \t]*/\*(?! BUILD).*?\*/[ \t]*\n", re.DOTALL | re.MULTILINE)
+COMMENT_AT_END = re.compile(r"(^|[ \t]+)// [^\n]*$", re.MULTILINE)  # no string of the app holds two slashes and a space
 CSP = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; connect-src 'self'; "
     "img-src 'self' blob:; media-src 'self' blob:; style-src 'self'; manifest-src 'self'; base-uri 'none'; "
@@ -124,13 +127,17 @@ def _app_files() -> dict[str, bytes | Path]:
 
 
 def _compact(path: Path) -> bytes | Path:
-    """Drop indentation, blank lines and comments that stand on lines of their own; nothing else changes."""
+    """Drop comments, indentation and blank lines, and of styles the spaces that mean nothing; nothing else changes."""
     if path.suffix not in (".js", ".css", ".html"):
         return path
-    text = path.read_text(encoding="utf-8")
-    text = re.sub(r"^[ \t]*/\*(?! BUILD).*?\*/[ \t]*\n", "", text, flags=re.DOTALL | re.MULTILINE)
-    lines = (line.strip() for line in text.splitlines())
-    return "\n".join(line for line in lines if line and not line.startswith("// ")).encode() + b"\n"
+    text = re.sub(COMMENT_BLOCK, "", path.read_text(encoding="utf-8"))
+    if path.suffix == ".js":
+        text = re.sub(COMMENT_AT_END, "", text)
+    lines = "\n".join(filter(None, (line.strip() for line in text.splitlines())))
+    if path.suffix == ".css":
+        for spaced in ("{ ", " {", " }", "; ", ": ", ", "):
+            lines = lines.replace(spaced, spaced.strip())
+    return lines.encode() + b"\n"
 
 
 def _icons() -> dict[str, bytes | Path]:
@@ -192,7 +199,8 @@ def _service_worker(files: Mapping[str, bytes | Path], models_kept: set[str]) ->
             continue
         is_later = path.startswith("models/") and path not in models_kept
         is_later |= path.startswith("ort/") and path.removeprefix("ort/") in app_runtime.WEBGPU_FILES
-        (later if is_later else core)[path] = _size_and_digest(source)[1]
+        digest = hashlib.sha256(_read(source)).digest()
+        (later if is_later else core)[path] = base64.b64encode(digest).decode()
     build = {"version": _version(core | later), "core": core, "later": later}
     return re.sub(r"/\* BUILD \*/ \{.*?\};", lambda _: json.dumps(build) + ";", text, count=1).encode()
 

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from delta_pipelines.options import Json
+from delta_pipelines.cli_bench import bench
+from delta_pipelines.options import Json, Overrides
 
 app_commands = typer.Typer(help="The web app: depth on the device, live, from exported models.", no_args_is_help=True)
 
@@ -58,3 +59,24 @@ def serve(
         site = build_site(models, Path(folder), precision=precision, runtime=runtime, webgpu=not no_webgpu)
         server, address = open_server(Path(folder), port=port, https=https)
         run(server, lambda: report_app.serving(address, site, https))
+
+
+@bench.command("app")
+def bench_app(
+    models: Annotated[
+        list[Path] | None, typer.Argument(metavar="[BUNDLE|MODEL.onnx]...", help="Exported students.")
+    ] = None,
+    precision: Precision = "",
+    runtime: Runtime = None,
+    recipe: Annotated[str, typer.Option(help="TOML file, or the name of a shipped recipe.")] = "app",
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line a row.")] = False,
+) -> None:
+    """Time the stages of a live frame in a real browser, beside the seed's way, in one run."""
+    from delta_pipelines import console, report_app
+    from delta_pipelines.bench_app import AppBenchRecipe, measure_app
+    from delta_pipelines.recipe import load_recipe
+
+    settings = load_recipe(AppBenchRecipe, recipe, overrides or [])
+    rows = measure_app(settings, models or [], precision=precision, runtime=runtime, on_step=console.say)
+    report_app.frame_lines(rows) if as_json else report_app.frame_times(list(rows))

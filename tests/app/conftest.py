@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,23 +15,13 @@ from PIL import Image
 
 from delta import bundled
 from delta.bundle import BundleCard, ModelFile, write_bundle_card
+from delta.errors import DeltaError
 from delta.images import read_photo
+from delta_pipelines import app_browser
+from delta_pipelines.app_browser import CAMERA, find_chromium, write_scene
 
-CHROMIUM = os.environ.get("DELTA_CHROMIUM") or shutil.which("chromium")
-BASE_ARGUMENTS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--enable-unsafe-swiftshader",  # WebGL without a GPU
-)
 SIZES = ((128, 128), (64, 128))
 WAIT_S = 60
-CAMERA_PX, CAMERA_FRAMES = (640, 480), 24
 
 
 @pytest.fixture(scope="session")
@@ -84,22 +73,17 @@ def address(site: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def camera_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A moving scene for the fake camera: a window that wanders over a photo, as Motion JPEG."""
-    photo = Image.open(bundled.PHOTOS / "kodak_0012.jpg").convert("RGB").resize((960, 640))
-    path = tmp_path_factory.mktemp("camera") / "scene.mjpeg"
-    with path.open("wb") as file:
-        for index in range(CAMERA_FRAMES):
-            turn = 2 * np.pi * index / CAMERA_FRAMES
-            left, top = int(160 + 150 * np.sin(turn)), int(80 + 70 * np.cos(turn))
-            photo.crop((left, top, left + CAMERA_PX[0], top + CAMERA_PX[1])).save(file, "JPEG", quality=85)
-    return path
+    """A moving scene for the fake camera."""
+    return write_scene(tmp_path_factory.mktemp("camera") / "scene.mjpeg")
 
 
 @pytest.fixture(scope="session")
 def playwright() -> Iterator[Any]:
     """Playwright, where there is a Chromium for it to drive."""
-    if CHROMIUM is None:
-        pytest.skip("NOT TESTED: no Chromium: apt-get install chromium, or name one with DELTA_CHROMIUM")
+    try:
+        find_chromium()
+    except DeltaError as error:
+        pytest.skip(f"NOT TESTED: {error}: {error.hint}")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as running:
@@ -113,9 +97,7 @@ def launch(playwright: Any) -> Iterator[Callable[..., Any]]:
 
     def start(*arguments: str) -> Any:
         if arguments not in running:
-            running[arguments] = playwright.chromium.launch(
-                executable_path=CHROMIUM, args=[*BASE_ARGUMENTS, *arguments]
-            )
+            running[arguments] = app_browser.launch(playwright, *arguments)
         return running[arguments]
 
     yield start
@@ -126,11 +108,7 @@ def launch(playwright: Any) -> Iterator[Callable[..., Any]]:
 @pytest.fixture(scope="session")
 def browser(launch: Callable[..., Any], camera_file: Path) -> Any:
     """A Chromium with a fake camera that shows `camera_file`, which may be used without asking."""
-    return launch(
-        "--use-fake-ui-for-media-stream",
-        "--use-fake-device-for-media-stream",
-        f"--use-file-for-fake-video-capture={camera_file}",
-    )
+    return launch(*CAMERA, f"--use-file-for-fake-video-capture={camera_file}")
 
 
 class App:

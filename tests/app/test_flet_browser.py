@@ -115,11 +115,6 @@ class FletApp:
             self.press(button)
         chooser.value.set_files(photos)
 
-    def choose_model(self, label: str) -> None:
-        """Open the list of models, and choose one."""
-        self.press("Model")
-        self.press(label)
-
     def save(self, what: str, folder: Path) -> Path:
         """Save by the menu; returns the file."""
         self.press("Save")
@@ -212,11 +207,24 @@ def test_several_photos_stand_in_a_strip_and_a_file_that_is_none_is_named(new_fl
     broken.write_bytes(b"no photo at all")
     app = new_flet().open(flet_address)
     app.pick(lossless, bundled.PHOTOS / "kodak_0014.jpg", broken)
-    app.read("Broken.jpg cannot be used: it is not an image in a known format.")
+    app.read("broken.jpg cannot be used: it is not an image in a known format.")
     app.press("Close")
     app.press("kodak_0014.jpg")
     saved = app.save("Depth, 16-bit gray", tmp_path)
     assert saved.name == "kodak_0014_disparity.png"
+    app.press("Remove kodak_0014.jpg")
+    assert app.save("Depth, 16-bit gray", tmp_path).name == "a lighthouse_disparity.png"
+
+
+def test_photos_above_what_one_message_may_weigh_are_sent(new_flet, flet_address, tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (2400, 2600, 3), dtype=np.uint8))
+    noise.save(tmp_path / "noise.png", compress_level=0)
+    assert (tmp_path / "noise.png").stat().st_size > 2**24
+    app = new_flet().open(flet_address)
+    app.pick(tmp_path / "noise.png")
+    app.read(re.compile(r"\d+ ms"))
+    with Image.open(app.save("Depth, 16-bit gray", tmp_path)) as saved:
+        assert saved.size == noise.size
 
 
 def test_a_corrupt_model_is_refused_and_another_one_works(new_flet, lossless, two_models, tmp_path):
@@ -225,8 +233,9 @@ def test_a_corrupt_model_is_refused_and_another_one_works(new_flet, lossless, tw
     (two_models / "small.onnx").write_bytes(content)
     with serving(tmp_path / "log", two_models) as address:
         app = new_flet().open(address, "This model cannot be used")
-        app.read("Small.onnx is not the file that its bundle describes")
-        app.choose_model("256 px")
+        app.read("small.onnx is not the file that its bundle describes")
+        app.press("192×128 px")
+        app.press("256 px", role="menuitem")
         app.read("See depth in a single photo")
         app.pick(lossless)
         app.read(re.compile(r"\d+ ms"))

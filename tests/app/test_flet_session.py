@@ -58,6 +58,10 @@ def test_a_file_that_is_no_photo_is_named_and_changes_nothing_else(session):
     assert trouble.message == "notes.txt cannot be used: it is not an image in a known format"
     assert trouble.hint == "open a JPEG, PNG or WebP photo"
     assert (session.answer, session.phase, len(session.shots)) == (before, Phase.PHOTO, 1)
+    session.show(0)
+    assert session.troubles == {"photo": trouble}  # until it was read
+    session.forget_trouble("photo")
+    assert session.troubles == {}
 
 
 def test_the_models_of_a_bundle_are_offered_smallest_first(two_models):

@@ -19,6 +19,7 @@ from delta_flet.desktop_camera import DesktopCamera
 from delta_flet.frames import Camera, CameraInfo, CameraTrouble, Frame
 from delta_flet.models import find_model
 from delta_flet.panel import Actions, Panel
+from delta_flet.picking import PhotoPicker
 from delta_flet.session import Comparison, Phase, Saving, Session, Trouble
 from delta_flet.stage import Stage
 
@@ -30,9 +31,9 @@ TIMES_EVERY_S = 0.5  # numbers that change faster cannot be read
 class DeltaApp:
     """One window, or one browser tab."""
 
-    def __init__(self, page: ft.Page) -> None:
+    def __init__(self, page: ft.Page, uploads: Path | None = None) -> None:
         self.page = page
-        self.picker = ft.FilePicker()
+        self.picker = PhotoPicker(page, uploads)
         self.threads = PHONE_THREADS if _is_phone(page) else 0
         self.stage = Stage(self.set_mix)
         self.panel = Panel(self._actions())
@@ -58,13 +59,7 @@ class DeltaApp:
 
     async def open_photos(self) -> None:
         """Let a person pick photos, and show the first of them that can be read."""
-        files = await self.picker.pick_files(
-            dialog_title="Open photos",
-            file_type=ft.FilePickerFileType.IMAGE,
-            allow_multiple=True,
-            with_data=self.page.web,
-        )
-        await self._add([(file.name, file.bytes or Path(file.path or "").read_bytes()) for file in files])
+        await self._add(await self.picker.pick())
 
     async def open_sample(self, path: Path) -> None:
         """Show a photo that came with Delta."""
@@ -72,6 +67,7 @@ class DeltaApp:
 
     async def show(self, index: int) -> None:
         """Put a photo on the stage."""
+        self.session.forget_trouble("photo")
         async with self._working():
             await asyncio.to_thread(self.session.show, index)
         await self._show_answer()
@@ -120,8 +116,7 @@ class DeltaApp:
         """Encode, then let a person say where it goes."""
         async with self._working():
             name, content = await asyncio.to_thread(self.session.file_to_save, saving)
-        where = await self.picker.save_file(file_name=name, src_bytes=content)
-        if where or self.page.web:
+        if await self.picker.save(name, content):
             self.page.show_dialog(ft.SnackBar(f"Saved {name}"))
 
     async def toggle_live(self) -> None:
@@ -162,6 +157,7 @@ class DeltaApp:
     async def _add(self, files: list[tuple[str, bytes]]) -> None:
         if self.session.phase is Phase.LIVE:
             await self._stop_live()
+        self.session.forget_trouble("photo")
         first = len(self.session.shots)
         async with self._working():
             for name, content in files:
@@ -267,7 +263,7 @@ class DeltaApp:
         run, session = self.page.run_task, self.session
 
         def close() -> None:
-            session.troubles.pop(trouble.part, None)
+            session.forget_trouble(trouble.part)
             self._refresh()
 
         if trouble.part == "camera":

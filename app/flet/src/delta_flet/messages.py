@@ -50,13 +50,12 @@ def trouble_card(trouble: Trouble, ways_out: Mapping[str, Callable[[], object]])
             [
                 ft.Icon(ICONS[trouble.part], size=40, color=ft.Colors.ON_ERROR_CONTAINER),
                 ft.Text(TITLES[trouble.part], size=18, weight=ft.FontWeight.W_600, text_align=ft.TextAlign.CENTER),
-                ft.Text(_sentence(trouble.message), size=14, text_align=ft.TextAlign.CENTER, selectable=True),
+                ft.Text(_sentence(trouble.message), size=14, text_align=ft.TextAlign.CENTER),
                 ft.Text(
                     _sentence(trouble.hint),
                     size=14,
                     color=ft.Colors.ON_SURFACE_VARIANT,
                     text_align=ft.TextAlign.CENTER,
-                    selectable=True,
                 ),
                 ft.Row(buttons, alignment=ft.MainAxisAlignment.CENTER, wrap=True),
             ],
@@ -85,5 +84,6 @@ def _sample(path: Path, content: bytes, index: int, on_sample: Callable[[Path], 
 
 
 def _sentence(text: str) -> str:
-    """Begin with a capital and end with a stop, as a text on a screen does."""
-    return f"{text[:1].upper()}{text[1:].rstrip('.')}." if text else ""
+    """Begin with a capital and end with a stop, as a text on a screen does; a file keeps its name."""
+    first = text.partition(" ")[0]
+    return f"{text[:1].upper() if first.isalpha() else text[:1]}{text[1:].rstrip('.')}." if text else ""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import flet as ft
 
@@ -90,19 +91,12 @@ class Panel:
             tooltip="Save",
             items=[ft.PopupMenuItem(text, on_click=_call(actions.save, saving)) for saving, text in SAVINGS.items()],
         )
-        self._model = ft.Dropdown(
-            dense=True,
-            text_size=14,
-            border_radius=10,
-            expand=True,
-            border_color=ft.Colors.OUTLINE_VARIANT,
-            on_select=lambda event: actions.model(int(event.control.value or 0)),
-        )
-        self._only_model = ft.Text("", size=14)
-        self._model_row = ft.Row([self._model, self._only_model])
+        self._model_name = ft.Text("", size=14, expand=True)
+        self._model_arrow = ft.Icon(ft.Icons.ARROW_DROP_DOWN_ROUNDED, size=20)
+        self._model = ft.PopupMenuButton(**MENU, content=_field(self._model_name, self._model_arrow))
         self._theme = ft.PopupMenuButton(
+            **MENU,
             icon=_named(ft.Icons.BRIGHTNESS_AUTO_OUTLINED, "Theme"),
-            tooltip="",
             items=[
                 ft.PopupMenuItem(text, icon=icon, on_click=_call(actions.theme, mode))
                 for mode, (text, icon) in THEMES.items()
@@ -139,6 +133,7 @@ class Panel:
         self._camera_tools.visible, self._switch.visible = live, cameras > 1
         self._mirror.selected = mirrored
         self._save.disabled = session.answer is None or live
+        self._save.opacity = 0.4 if self._save.disabled else 1
         self._live.disabled = self._open.disabled = not session.ready
         self._refresh_models(session)
         self._theme.icon = _named(THEMES[theme][1], "Theme")
@@ -165,7 +160,7 @@ class Panel:
                 self._camera_tools,
                 _group("Compare", self._compare, self._mix_row),
                 _group("Colors", *self._swatch_rows(2)),
-                _group("Model", self._model_row, self._times),
+                _group("Model", self._model, self._times),
                 self._save,
             ],
             spacing=22,
@@ -201,7 +196,7 @@ class Panel:
             self._compare,
             self._mix_row,
             *self._swatch_rows(4),
-            self._model_row,
+            self._model,
             actions,
         ]
         return ft.Container(
@@ -243,20 +238,26 @@ class Panel:
         return ft.Semantics(content=face, button=True, container=True, expand=True)
 
     def _refresh_models(self, session: Session) -> None:
-        self._model.options = [
-            ft.DropdownOption(key=str(index), text=choice.label) for index, choice in enumerate(session.choices)
-        ]
-        self._model.value = str(session.choices.index(session.choice)) if session.choice in session.choices else None
         several = len(session.choices) > 1
-        self._model.visible, self._only_model.visible = several, not several and not self._is_narrow
-        self._model_row.visible = several or not self._is_narrow
-        self._only_model.value = session.choices[0].label if session.choices else "none"
+        self._model_name.value = session.choice.label if session.choice else "No model"
+        check, blank = ft.Icons.CHECK_ROUNDED, ft.Icon(ft.Icons.CHECK_ROUNDED, opacity=0)
+        self._model.items = [  # Flutter's own checked items do not react to screen readers on the web
+            ft.PopupMenuItem(
+                choice.label,
+                icon=check if choice == session.choice else blank,
+                on_click=_call(self._actions.model, index),
+            )
+            for index, choice in enumerate(session.choices)
+        ]
+        self._model.disabled, self._model_arrow.visible = not several, several
+        self._model.visible = several or not self._is_narrow
 
     def _refresh_strip(self, session: Session, live: bool) -> None:
         self._strip.visible = len(session.shots) > 1 and not live
         self._strip.controls = [self._thumb(session, index) for index in range(len(session.shots))]
 
     def _thumb(self, session: Session, index: int) -> ft.Control:
+        """A photo to press; the one on the stage has a cross that takes it out."""
         shot, chosen = session.shots[index], index == session.current
         face = ft.Container(
             ft.Image(shot.thumbnail, width=52, height=52, fit=ft.BoxFit.COVER, exclude_from_semantics=True),
@@ -264,12 +265,25 @@ class Panel:
             border_radius=10,
             clip_behavior=ft.ClipBehavior.ANTI_ALIAS,
             on_click=_call(self._actions.show, index),
-            on_long_press=_call(self._actions.remove, index),
-            tooltip=f"{shot.name} (press long to remove)",
         )
-        return ft.Semantics(content=face, label=shot.name, button=True, selected=chosen, container=True)
+        named = ft.Semantics(content=face, label=shot.name, button=True, selected=chosen, container=True)
+        cross = ft.Container(
+            ft.Icon(ft.Icons.CLOSE_ROUNDED, size=14, color="#ffffff", semantics_label=f"Remove {shot.name}"),
+            bgcolor=ft.Colors.with_opacity(0.62, "#121116"),
+            border_radius=10,
+            padding=3,
+            on_click=_call(self._actions.remove, index),
+        )
+        named_cross = ft.Semantics(content=cross, button=True, container=True, right=5, top=5)
+        return ft.Stack([named, named_cross] if chosen else [named], width=56, height=56)
 
 
+MENU: dict[str, Any] = {
+    "tooltip": "",  # it would say what the button says already
+    "bgcolor": ft.Colors.SURFACE_CONTAINER_HIGH,
+    "menu_position": ft.PopupMenuPosition.UNDER,
+    "shape": ft.RoundedRectangleBorder(radius=12),
+}
 STRETCH = ft.CrossAxisAlignment.STRETCH
 
 
@@ -290,6 +304,16 @@ def _group(title: str, *controls: ft.Control) -> ft.Column:
 def _strip_of(colormap: str, height: int, radius: int) -> ft.Image:
     picture = pictures.gradient_png(colormap)
     return ft.Image(picture, height=height, fit=ft.BoxFit.FILL, border_radius=radius, exclude_from_semantics=True)
+
+
+def _field(*controls: ft.Control) -> ft.Container:
+    return ft.Container(
+        ft.Row([*controls]),
+        height=44,
+        padding=ft.Padding.only(left=14, right=10),
+        border=ft.Border.all(1, ft.Colors.OUTLINE_VARIANT),
+        border_radius=10,
+    )
 
 
 def _save_face() -> ft.Container:

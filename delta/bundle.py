@@ -8,13 +8,15 @@ from typing import Any
 
 import msgspec
 
+from delta import bundled
 from delta.config import Config
 from delta.errors import DeltaError
 from delta.files import write_aside
 
 SIDECAR = "delta.json"
 FORMAT, VERSION = "delta-bundle", 1
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "packed", "fp16", "int8")
+USUAL_PRECISIONS = ("fp32", "fp16", "int8")  # what an export makes unless told otherwise
 
 
 class InputCard(Config, frozen=True, kw_only=True):
@@ -102,9 +104,12 @@ def read_bundle_card(folder: Path) -> BundleCard:
 def choose_model(path: Path, precision: str = "") -> Path:
     """Return the ONNX file to open at `path`: itself, or of a bundle the first (of a precision, where one is named).
 
+    A shipped student's name stands for its bundle.
+
     Raises:
         DeltaError: an incomplete bundle, or one without that precision.
     """
+    path = bundled.find(path)
     if not path.is_dir():
         return path
     models = read_bundle_card(path).models

@@ -5,9 +5,11 @@ from typing import Any
 
 import msgspec
 import safetensors
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from delta import bundled
 from delta.config import Config
 from delta.errors import DeltaError
 from delta.files import write_aside
@@ -34,28 +36,45 @@ class StudentCard(Config, frozen=True, kw_only=True):
     contract: dict[str, Any] = {}
 
 
-def save_student(path: Path, student: Student, card: StudentCard) -> Path:
-    """Write weights and card to `path`, aside first."""
+def save_student(path: Path, student: Student, card: StudentCard, *, half: bool = False) -> Path:
+    """Write weights and card to `path`, aside first; `half` keeps matrices and kernels (not norms) in float16."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
+    if half:
+        state = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in state.items()}
     metadata = {"format": FORMAT, "version": str(VERSION), "card": msgspec.json.encode(card).decode()}
     with write_aside(path) as aside:
         save_file(state, aside, metadata=metadata)
     return path
 
 
+def round_to_half(student: Student) -> Student:
+    """Round in place what `save_student` keeps in float16, so that the file and the student are the same."""
+    with torch.no_grad():
+        for parameter in student.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(parameter.half())
+    return student
+
+
+def weights_file(path: Path) -> Path:
+    """Where the weights of a run, a checkpoint or a shipped student lie, if they do."""
+    path = bundled.find(path)
+    return path / WEIGHTS if path.is_dir() else path
+
+
 def is_student(path: Path) -> bool:
-    """Whether `path` is a run folder with a student in it, or a Delta checkpoint."""
-    file = path / WEIGHTS if path.is_dir() else path
+    """Whether `path` is a run folder with a student in it, a Delta checkpoint, or the name of a shipped student."""
+    file = weights_file(path)
     return file.is_file() and _metadata(file).get("format") == FORMAT
 
 
 def load_student(path: Path) -> tuple[Student, StudentCard]:
-    """Load a student from a run folder or a `.safetensors` file, in eval mode on the CPU.
+    """Load a student from a run folder, a `.safetensors` file or by a shipped student's name, in eval mode on the CPU.
 
     Raises:
         DeltaError: nothing there, not a Delta checkpoint, of a newer version, or of other shapes than its card.
     """
-    file = path / WEIGHTS if path.is_dir() else path
+    file = weights_file(path)
     if not file.is_file():
         raise DeltaError(f"there is no student at {path}", "name a run made by `delta train`, or its .safetensors file")
     metadata = _metadata(file)

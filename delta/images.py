@@ -75,6 +75,19 @@ def resize(image: UInt8[np.ndarray, "h w 3"], height_px: int, width_px: int) -> 
     return np.asarray(Image.fromarray(image).resize((width_px, height_px), Image.Resampling.BICUBIC))
 
 
+def size_of_short_side(height_px: int, width_px: int, side_px: int, multiple: int) -> tuple[int, int]:
+    """Work out (height, width) near the photo's aspect ratio: the short side `side_px`, both multiples of `multiple`.
+
+    As Depth Anything evaluates (`resize_method="lower_bound"`, `ensure_multiple_of`): 480x640 is 518x686 at 518 px.
+    transformers' DPTImageProcessor says the same of photos with a side near or above `side_px`, but scales a photo
+    smaller than that by its long side.
+    """
+    scale = side_px / min(height_px, width_px)
+    least = -(-side_px // multiple) * multiple
+    height, width = (max(least, round(side * scale / multiple) * multiple) for side in (height_px, width_px))
+    return height, width
+
+
 def resize_box(
     image: UInt8[np.ndarray, "h w 3"], box: tuple[float, float, float, float], side_px: int
 ) -> UInt8[np.ndarray, "side side 3"]:
@@ -82,6 +95,15 @@ def resize_box(
     left, top, width, height = box
     edges = (left, top, left + width, top + height)
     return np.asarray(Image.fromarray(image).resize((side_px, side_px), Image.Resampling.BICUBIC, box=edges))
+
+
+def resize_disparity(
+    disparity: Float32[np.ndarray, "h w"], height_px: int, width_px: int
+) -> Float32[np.ndarray, "h2 w2"]:
+    """Resize a disparity bilinearly; where it shrinks, antialiased."""
+    if disparity.shape == (height_px, width_px):
+        return disparity
+    return np.asarray(Image.fromarray(disparity).resize((width_px, height_px), Image.Resampling.BILINEAR))
 
 
 def to_tensor_layout(image: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "3 h w"]:

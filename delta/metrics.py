@@ -13,14 +13,10 @@ from torch import Tensor
 
 from delta.config import Config
 from delta.errors import DeltaError
+from delta.truth import CONSTANT_VARIANCE, DELTA_RATIO, FLOOR_SHARE
 
-# Where the teacher's disparity is below this share of the image's largest, as in the sky, a ratio to it means nothing.
-FLOOR_SHARE = 0.01
-DELTA1_RATIO = 1.25
 # Images compared at a time: float64 and its temporaries take some 100 bytes a pixel.
 SLICE = 8
-# The variance of a constant map is this small beside its mean square: rounding, in float64.
-CONSTANT_VARIANCE = 1e-24
 
 
 class Agreement(Config, frozen=True, kw_only=True):
@@ -79,7 +75,7 @@ def agreement_per_image(
     aligned = (scale[:, None, None] * student + shift[:, None, None]).maximum(floor)
     divisor = teacher.where(counted > 0, 1)
     error = (aligned - teacher).abs() / divisor
-    near = torch.maximum(aligned / divisor, divisor / aligned) < DELTA1_RATIO
+    near = torch.maximum(aligned / divisor, divisor / aligned) < DELTA_RATIO
     pixels = counted.sum(dim=(1, 2))
     return ImageAgreement(
         pearson_r=_correlation(moments).where(pixels > 0, torch.nan),

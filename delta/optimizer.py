@@ -14,7 +14,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 
 class OptimizerConfig(Config, frozen=True, kw_only=True):
-    """AdamW in two groups (encoder; decoder and projectors), warm-up and cosine, clipping, EMA, autocast.
+    """AdamW in two groups (encoder; all else, projectors too), warm-up and cosine, clipping, EMA, autocast.
 
     `ema_decay` is reached by timm's warm-up; 0 keeps no average. `precision` is that of the forward pass; losses are
     always float32. `accumulate` cuts each batch into so many parts, whose gradients are added up: the same step (batch
@@ -36,7 +36,7 @@ class OptimizerConfig(Config, frozen=True, kw_only=True):
 
 def parameter_groups(student: Student, objective: Objective, config: OptimizerConfig) -> list[dict[str, object]]:
     """Four groups: encoder and the rest, each with and without weight decay (none on norms and biases)."""
-    rest = nn.ModuleList([student.decoder, objective])
+    rest = nn.ModuleList([student.context, student.decoder, objective])
     groups = []
     for module, rate in ((student.encoder, config.lr_encoder), (rest, config.lr_decoder)):
         parameters = [p for p in module.parameters() if p.requires_grad]

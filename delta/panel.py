@@ -90,16 +90,46 @@ def loss_curve(
 
     A long series is drawn thin, with its running median bold. Values that are not finite leave a gap.
     """
+    figure, axes = _figure()
+    for index, (name, values) in enumerate(series.items()):
+        _draw_series(axes, steps, values, name, LINE_COLORS[index % len(LINE_COLORS)])
+    _set_scale(axes, np.concatenate([np.asarray(values, dtype=float) for values in series.values()]))
+    _style_axes(axes, ylabel)
+    return _save(figure, path)
+
+
+def scatter(
+    groups: Mapping[str, Sequence[float]],
+    places: Sequence[float],
+    path: Path,
+    *,
+    xlabel: str,
+    ylabel: str,
+    numbers: Sequence[str],
+) -> Path:
+    """Draw each group's values over its place, its number beside their mean, and return `path`."""
+    figure, axes = _figure()
+    for index, (place, (name, values), number) in enumerate(zip(places, groups.items(), numbers, strict=True)):
+        color = LINE_COLORS[index % len(LINE_COLORS)]
+        mean = sum(values) / len(values)
+        axes.plot([place] * len(values), values, "o", color=color, markersize=5, label=f"{number}  {name}")
+        axes.annotate(number, (place, mean), xytext=(9, 0), textcoords="offset points", va="center", color=INK)
+    _style_axes(axes, ylabel, xlabel)
+    axes.margins(x=0.06)
+    axes.legend(frameon=False, labelcolor=INK, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return _save(figure, path)
+
+
+def _figure() -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and only curves need it
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for index, (name, values) in enumerate(series.items()):
-        _draw_series(axes, steps, values, name, LINE_COLORS[index % len(LINE_COLORS)])
-    _set_scale(axes, np.concatenate([np.asarray(values, dtype=float) for values in series.values()]))
-    _style_axes(axes, ylabel)
+    return figure, figure.add_subplot()
+
+
+def _save(figure: Any, path: Path) -> Path:
     with write_aside(path) as aside:
         figure.savefig(aside)
     return path
@@ -214,8 +244,8 @@ def _set_scale(axes: Any, values: Float[np.ndarray, " n"]) -> None:
     axes.yaxis.set_minor_locator(ticker.NullLocator())
 
 
-def _style_axes(axes: Any, ylabel: str) -> None:
-    axes.set_xlabel("step", color=INK)
+def _style_axes(axes: Any, ylabel: str, xlabel: str = "step") -> None:
+    axes.set_xlabel(xlabel, color=INK)
     axes.set_ylabel(ylabel, color=INK)
     axes.grid(True, color="#d8dee4", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -25,6 +25,7 @@ class Gate(Config, frozen=True, kw_only=True):
 
 GATES = {
     "fp32": Gate(max_relative=GATE_RELATIVE),
+    "packed": Gate(delta1_change=0.002, size_share=0.55),
     "fp16": Gate(delta1_change=0.002),
     "int8": Gate(delta1_change=0.02, size_share=0.30),
 }

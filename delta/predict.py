@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from delta.bundle import choose_model
 from delta.errors import DeltaError, UnreadablePhoto
 from delta.files import write_aside
-from delta.images import read_photo, resize, to_tensor_layout
+from delta.images import read_photo, resize, resize_disparity, to_tensor_layout
 from delta.onnx_model import (
     EXPORT_AGAIN,
     INPUT_NAME,
@@ -75,7 +75,7 @@ class DepthPredictor:
         """
         photo = as_photo(image)
         disparity = self.infer(to_tensor_layout(resize(photo, *self.card.size_px)))
-        return _resize_disparity(disparity, *photo.shape[:2])
+        return resize_disparity(disparity, *photo.shape[:2])
 
     def predict_batch(
         self, images: Sequence[UInt8[np.ndarray, "_ _ 3"] | Image.Image | Path | str]
@@ -90,7 +90,7 @@ class DepthPredictor:
             return [self.predict(photo) for photo in photos]
         pixels = np.stack([to_tensor_layout(resize(photo, *self.card.size_px)) for photo in photos])
         answers = zip(self._run(pixels), photos, strict=True)
-        return [_resize_disparity(disparity, *photo.shape[:2]) for disparity, photo in answers]
+        return [resize_disparity(disparity, *photo.shape[:2]) for disparity, photo in answers]
 
     def infer(self, pixels: Float32[np.ndarray, "3 h w"]) -> Float32[np.ndarray, "h w"]:
         """Run the graph alone, on RGB in [0, 1] at the graph's own size.
@@ -192,11 +192,3 @@ def _read_named_photo(path: Path) -> UInt8[np.ndarray, "h w 3"]:
         return read_photo(path)
     except UnreadablePhoto as reason:
         raise UnreadablePhoto(f"{path} cannot be used: {reason}", reason.hint) from reason
-
-
-def _resize_disparity(
-    disparity: Float32[np.ndarray, "h w"], height_px: int, width_px: int
-) -> Float32[np.ndarray, "h2 w2"]:
-    if disparity.shape == (height_px, width_px):
-        return disparity
-    return np.asarray(Image.fromarray(disparity).resize((width_px, height_px), Image.Resampling.BILINEAR))

@@ -1,4 +1,4 @@
-"""Smaller forms of an exported graph: half precision, and 8 bits where the convolutions bear it.
+"""Smaller forms of an exported graph: weights or all in half precision, and 8 bits where the convolutions bear it.
 
 int8 is static QDQ: the input and output of each convolution get one scale from photos, its weights one a channel.
 Nothing else is touched, since norms, softmax and gates break MobileViT when they are rounded. Where that is still too
@@ -6,7 +6,7 @@ much, the convolutions that cost the most stay in float32.
 """
 
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -21,6 +21,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
+from delta.bundle import PRECISIONS
 from delta.errors import DeltaError
 from delta.files import write_aside
 from delta.metrics import Agreement, agreement
@@ -28,6 +29,7 @@ from delta.onnx_model import INPUT_NAME, METADATA_PREFIX, OUTPUT_NAME
 
 Pixels = Float32[np.ndarray, "3 h w"]
 RANKING_IMAGES = 4  # enough to tell the convolutions that cost most from the others
+PACKED_FROM = 256  # numbers in a tensor: below it a cast costs more than it saves
 HALF_MAX = float(np.finfo(np.float16).max)
 
 
@@ -38,6 +40,25 @@ class Int8Result:
     model: onnx.ModelProto
     excluded: tuple[str, ...]
     agreement: Agreement
+
+
+def in_precision(
+    model: onnx.ModelProto, precision: str, pixels: Callable[[], Sequence[Pixels]], *, search: int, max_change: float
+) -> onnx.ModelProto:
+    """Return a float32 graph in one of `bundle.PRECISIONS`; int8 alone asks for `pixels`, and for the rest.
+
+    Raises:
+        DeltaError: there is no such precision, or what the precision's own function says.
+    """
+    if precision == "fp32":
+        return model
+    if precision == "packed":
+        return pack_weights(model)
+    if precision == "fp16":
+        return to_float16(model)
+    if precision == "int8":
+        return to_int8(model, pixels(), search=search, max_change=max_change).model
+    raise DeltaError(f"there is no precision {precision!r}", f"use {', '.join(PRECISIONS)}")
 
 
 def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -61,6 +82,27 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     del graph.value_info[:]
     half = onnx.shape_inference.infer_shapes(half, check_type=True, strict_mode=True, data_prop=True)
     return _stamped(half, precision="fp16")
+
+
+def pack_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return `model` with its large weights in half precision, cast back as the file is loaded: half the bytes.
+
+    Runtimes fold a cast of a constant once, so that the arithmetic is float32's and as fast.
+
+    Raises:
+        DeltaError: a weight is beyond what half precision holds.
+    """
+    packed, casts = _copy(model), []
+    for tensor in packed.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT and prod(tensor.dims) >= PACKED_FROM:
+            name = tensor.name
+            _halve(tensor)
+            tensor.name = f"{name}_half"
+            casts.append(helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
+    nodes = [*casts, *packed.graph.node]
+    del packed.graph.node[:]
+    packed.graph.node.extend(nodes)
+    return _stamped(packed, precision="packed")
 
 
 def to_int8(model: onnx.ModelProto, pixels: Sequence[Pixels], *, search: int, max_change: float) -> Int8Result:

@@ -80,12 +80,6 @@ def read_receipt(path: Path) -> Receipt | None:
     return receipt
 
 
-def file_sha256(path: Path) -> str:
-    """Digest a whole file, receipt included: what `delta.json` lists."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _entry(text: str) -> bytes:
     entry = onnx.StringStringEntryProto(key=f"{METADATA_PREFIX}{RECEIPT_KEY}", value=text)
     return onnx.ModelProto(metadata_props=[entry]).SerializeToString()

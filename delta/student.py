@@ -8,6 +8,7 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from delta.config import Config
+from delta.context import Context
 from delta.decoder import Fusion, Head, LightDecoder, SeedDecoder
 from delta.encoder import STRIDES, build_encoder, channels_last, level_channels, level_strides, normalization
 from delta.errors import DeltaError
@@ -20,13 +21,17 @@ class StudentConfig(Config, frozen=True, kw_only=True):
     """What decides a student.
 
     `encoder` is any timm name whose `features_only` levels have strides 4, 8, 16, 32 (and 2 for the seed's decoder).
-    `encoder_weights` says where these start: "imagenet" (timm's, from the hub), "none" (at random), or the path of a
-    `.safetensors` file of that timm model or of a Delta student; in a student's card, where they did start. `decoder`
-    is Delta's light one or the seed's; `width`, `fusion` and `head` shape the light one (the seed's is fixed).
+    `encoder_weights` says where these start: "imagenet" (timm's, see `delta.imagenet`), "none" (at random), or the path
+    of a `.safetensors` file of that timm model or of a Delta student; in a student's card, where they did start.
+    `decoder` is Delta's light one or the seed's; `width`, `fusion` and `head` shape the light one (the seed's is
+    fixed). `context` lists the strides whose level passes a MobileViT block first; by `stage32` = "mobilevit" the
+    encoder ends at stride 16 and a MobileViT stage makes the level of stride 32.
     """
 
     encoder: str = "mobilevitv2_050"
     encoder_weights: str = "none"
+    context: tuple[Literal[8, 16, 32], ...] = ()
+    stage32: Literal["encoder", "mobilevit"] = "encoder"
     decoder: Literal["light", "seed"] = "light"
     width: Annotated[int, Meta(ge=2)] = 64
     fusion: Fusion = "add"
@@ -39,12 +44,15 @@ class Student(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: StudentConfig, encoder: nn.Module, decoder: nn.Module) -> None:
+    def __init__(
+        self, config: StudentConfig, encoder: nn.Module, decoder: nn.Module, context: Context | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         self.encoder = encoder
+        self.context = context or Context(level_channels(encoder))
         self.decoder = decoder
-        self.channels = level_channels(encoder)
+        self.channels = self.context.channels
         self._strides = level_strides(encoder)
         self._turn = channels_last(encoder)
         self._used = SEED_STRIDES if config.decoder == "seed" else LIGHT_STRIDES
@@ -66,13 +74,14 @@ class Student(nn.Module):
         return self.decode(self.encoder((image - self.mean) / self.std))
 
     def decode(self, outputs: list[Tensor]) -> tuple[Float[Tensor, "b h w"], dict[int, Tensor]]:
-        """Predict disparity from the encoder's outputs and return its levels by stride with it."""
+        """Predict disparity from the encoder's outputs and return the levels by stride with it."""
         levels = dict(zip(self._strides, outputs, strict=True))
         levels = {
             stride: level.permute(0, 3, 1, 2) if self._turn else level
             for stride, level in levels.items()
             if stride in STRIDES
         }
+        levels = self.context(levels)
         return self.decoder([levels[stride] for stride in self._used]).squeeze(1), levels
 
 
@@ -82,8 +91,20 @@ def build_student(config: StudentConfig) -> Student:
     Raises:
         DeltaError: the encoder is none that timm knows, or lacks levels the decoder needs.
     """
-    encoder = build_encoder(config.encoder)
+    stage = config.stage32 == "mobilevit"
+    encoder = build_encoder(config.encoder, deepest=16 if stage else 32)
     channels = level_channels(encoder)
+    needed, there = {*config.context}, {*channels}
+    if stage:
+        needed, there = needed | {16}, there | {32}
+    missing = sorted(needed - there)
+    if missing:
+        raise DeltaError(
+            f"{config.encoder} has no level of stride {missing[0]} for a MobileViT block",
+            "choose strides of its own in student.context, or a pyramid such as mobilevitv2_050",
+        )
+    context = Context(channels, config.context, stage)
+    channels = context.channels
     used = SEED_STRIDES if config.decoder == "seed" else LIGHT_STRIDES
     if not set(used) <= channels.keys():
         have, need = ", ".join(map(str, channels)) or "none of them", ", ".join(map(str, used))
@@ -93,5 +114,6 @@ def build_student(config: StudentConfig) -> Student:
         )
     widths = [channels[stride] for stride in used]
     if config.decoder == "seed":
-        return Student(config, encoder, SeedDecoder(widths))
-    return Student(config, encoder, LightDecoder(widths, config.width, config.fusion, config.head))
+        return Student(config, encoder, SeedDecoder(widths), context)
+    decoder = LightDecoder(widths, config.width, config.fusion, config.head)
+    return Student(config, encoder, decoder, context)

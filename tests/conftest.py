@@ -251,6 +251,17 @@ class Finished(NamedTuple):
     out: str
     err: str
 
+    def complaint(self) -> str:
+        """The sentence a mistake ends with: exit 2, nothing on stdout, an error and a hint on stderr, no traceback."""
+        assert self.code == 2, self.err
+        assert self.out == ""
+        assert "Traceback" not in self.err
+        assert self.err.count("error:") == self.err.count("hint:") == 1
+        error, hint = self.err.split("error:", 1)[1].split("hint:")
+        assert error.strip()
+        assert hint.strip()
+        return error.strip()
+
 
 @pytest.fixture
 def delta(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Finished]:

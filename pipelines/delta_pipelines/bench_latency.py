@@ -24,7 +24,7 @@ from delta.errors import DeltaError
 from delta.export import export_graph, export_onnx
 from delta.onnx_cost import graph_cost
 from delta.onnx_model import read_model_card
-from delta.quantize import save, to_float16, to_int8
+from delta.quantize import in_precision, save
 from delta.student import Student, StudentConfig, build_student
 from delta.teacher import Teacher, load_teacher, teacher_name
 from delta_pipelines.sample_photos import sample_photos, to_pixels
@@ -164,16 +164,18 @@ def _given(path: Path, precisions: Sequence[str], folder: Path) -> Iterator[Cont
 def _in_precisions(
     student: Student, name: str, size_px: tuple[int, int], precisions: Sequence[str], folder: Path
 ) -> Iterator[Contender]:
-    fp32 = export_onnx(student, folder / f"{name}_fp32.onnx", size_px, {})
+    fp32 = onnx.load_model(export_onnx(student, folder / f"{name}_fp32.onnx", size_px, {}))
     for precision in precisions:
-        path = folder / f"{name}_{precision}.onnx"
-        if precision == "fp16":
-            save(to_float16(onnx.load_model(fp32)), path)
-        elif precision == "int8":
-            pixels = to_pixels(sample_photos(bundled.PHOTOS, CALIBRATION_PHOTOS).images, size_px)
-            save(to_int8(onnx.load_model(fp32), pixels, search=1, max_change=1).model, path)
-        elif precision != "fp32":
-            raise DeltaError(f"there is no precision {precision!r}", f"use {', '.join(bundle.PRECISIONS)}")
+        path = save(
+            in_precision(
+                fp32,
+                precision,
+                lambda: to_pixels(sample_photos(bundled.PHOTOS, CALIBRATION_PHOTOS).images, size_px),
+                search=1,
+                max_change=1,
+            ),
+            folder / f"{name}_{precision}.onnx",
+        )
         yield Contender(name=f"{name} {precision}", path=path, parameters=_count(student))
 
 

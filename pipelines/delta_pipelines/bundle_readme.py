@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from delta.bundle import SIDECAR, BundleCard, ModelFile
-from delta.files import write_aside
+from delta.files import write_text
 
 PAGE = """# {title}
 
@@ -38,6 +38,7 @@ With Delta: `delta predict . PHOTOS -o depth`, and `delta verify . RUN PHOTOS` m
 
 - **fp32**: CPUs, XNNPACK, onnxruntime-web, and CoreML (MLProgram, one partition), which computes in half precision
   by itself.
+- **packed**: fp32 in half the bytes: large weights are stored in half precision and cast back as the file is loaded.
 - **fp16**: GPUs and neural engines that want half the bytes. A CPU casts back and forth: slower there.
 - **int8**: static QDQ on the convolutions, a scale a channel, uint8 activations. For CPUs with int8 dot products,
   NNAPI and QNN; not for CoreML. Whether it is faster depends on the chip: measure it.
@@ -85,10 +86,7 @@ def write_readme(folder: Path, card: BundleCard) -> Path:
         commit=student["commit"][:12] or "unknown",
         agreement=f"Agreement with its teacher on {agreement['n']:.0f} held-out photos: {said}." if said else "",
     )
-    path = folder / "README.md"
-    with write_aside(path) as aside:
-        aside.write_text(page, encoding="utf-8")
-    return path
+    return write_text(folder / "README.md", page)
 
 
 def _row(model: ModelFile) -> str:

@@ -48,3 +48,32 @@ def cache(
             show(bench_views.bench_views(recipe, photos, loaded, chosen))
             show(bench_build.bench_building(recipe, photos, place, loaded, chosen, build_photos))
             show(bench_build.bench_precision(recipe, photos, name, chosen))
+
+
+@bench.command("ladder")
+def ladder(
+    photos: Annotated[str, typer.Argument(metavar="PHOTOS", help="Photos to distil on.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A benchmark with measured depth, as for evaluate.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Stores, runs and the report.")],
+    recipe: Annotated[str, typer.Option(help="TOML file, or a shipped ladder: ladder, curve.")] = "ladder",
+    teacher: Teacher = None,
+    overrides: Overrides = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Train students that differ in one thing a rung on one budget, and measure them. Run again to resume."""
+    from delta.device import choose_device
+    from delta.teacher import teacher_name
+    from delta_pipelines import console, ladder_report
+    from delta_pipelines.evaluate_recipe import EvaluateRecipe
+    from delta_pipelines.ladder import climb
+    from delta_pipelines.ladder_recipe import LadderRecipe
+    from delta_pipelines.open_benchmark import open_benchmark
+    from delta_pipelines.recipe import load_recipe
+
+    settings, place = load_recipe(LadderRecipe, recipe, overrides or []), choose_device(device)
+    benchmark = open_benchmark(data, EvaluateRecipe(), None, place)
+    name = teacher_name(teacher)
+    steps = climb(settings, photos, benchmark, output, teacher=name, device=place, say=console.say)
+    report = ladder_report.write_ladder(settings, steps, benchmark.title, output)
+    console.show_json(ladder_report.as_data(steps)) if as_json else ladder_report.show(settings, steps, report)

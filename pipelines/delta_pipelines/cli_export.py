@@ -30,7 +30,7 @@ def export(
         list[str] | None, typer.Option(help="HEIGHTxWIDTH of a graph; repeatable [default: as trained].")
     ] = None,
     precision: Annotated[
-        list[str] | None, typer.Option(help="fp32, fp16 or int8; repeatable [default: all three].")
+        list[str] | None, typer.Option(help="fp32, packed, fp16 or int8; repeatable [default: all but packed].")
     ] = None,
     dynamic_batch: Annotated[
         bool, typer.Option("--dynamic-batch", help="Any number of images a run: for servers.")
@@ -40,7 +40,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export a student to a bundle of ONNX files, each checked against it; a file that differs is not left behind."""
-    from delta.bundle import PRECISIONS
+    from delta.bundle import USUAL_PRECISIONS
     from delta.bundled import PHOTOS
     from delta_pipelines import console, report_export
     from delta_pipelines.export_bundle import ExportRecipe, export_bundle, parse_size
@@ -52,7 +52,7 @@ def export(
         out,
         photos or PHOTOS,
         sizes=[parse_size(text) for text in size or []],
-        precisions=precision or PRECISIONS,
+        precisions=precision or USUAL_PRECISIONS,
         dynamic_batch=dynamic_batch,
         on_start=lambda name: console.say(f"making {name}"),
         on_file=report_export.compared,
@@ -123,7 +123,7 @@ def predict(
     npy: Annotated[bool, typer.Option("--npy", help="Also write the disparity as float32 .npy.")] = False,
     ply: Annotated[bool, typer.Option("--ply", help="Also write a colored point cloud.")] = False,
     view: Annotated[bool, typer.Option("--view", help="Also draw the scene from another side.")] = False,
-    precision: Annotated[str, typer.Option(help="Which file of a bundle: fp32, fp16 or int8.")] = "",
+    precision: Annotated[str, typer.Option(help="Which file of a bundle: fp32, packed, fp16 or int8.")] = "",
     provider: Provider = "cpu",
     batch: Annotated[int, typer.Option(min=1, max=256, help="Photos a run; pays with a graph of dynamic batch.")] = 1,
 ) -> None:

@@ -1,6 +1,5 @@
 """The whole chain in one go, on a dozen photos: cache, train, export, verify, see depth."""
 
-import hashlib
 import statistics
 import time
 from collections.abc import Callable
@@ -11,10 +10,11 @@ import numpy as np
 import torch
 
 from delta import bundled, images
-from delta.checkpoint import load_student
+from delta.checkpoint import WEIGHTS, load_student
 from delta.colormaps import colorize
 from delta.config import Config
 from delta.errors import DeltaError
+from delta.files import file_sha256
 from delta.metrics import Agreement
 from delta.panel import save_picture, side_by_side
 from delta.predict import DepthPredictor, normalize_for_display
@@ -70,7 +70,7 @@ class DemoSummary(Config, frozen=True, kw_only=True):
         """Rows of the closing table, best informed last."""
         return {
             "mean map of the training photos": self.mean_map,
-            "bundled student, before": self.start,
+            "delta-xs, before": self.start,
             "student, distilled here": self.student,
         }
 
@@ -78,7 +78,7 @@ class DemoSummary(Config, frozen=True, kw_only=True):
 def run_demo(out: Path, photos: Path | None, teacher: str | None, device: torch.device) -> DemoSummary:
     """Run every stage into a folder of `out` and draw photo, teacher and student side by side.
 
-    Where the hub cannot be reached and no teacher was named, the bundled student acts as the teacher: any Delta
+    Where the hub cannot be reached and no teacher was named, the bundled delta-xs acts as the teacher: any Delta
     checkpoint may (multi-stage distillation).
     """
     watch, remarks, folder = report.Stopwatch(), list[str](), photos or bundled.PHOTOS
@@ -104,7 +104,7 @@ def _key(
 ) -> str:
     """Name a subfolder by what decides the demo's numbers: the same demo resumes there, another has its own."""
     _photos, contract = plan_store(cache_recipe, folder, teacher, device)
-    start = hashlib.sha256(bundled.STUDENT.read_bytes()).hexdigest()
+    start = file_sha256(bundled.STUDENT / WEIGHTS)
     return provenance.fingerprint(contract.fingerprint, msgspec.to_builtins(train_recipe), start)[:8]
 
 
@@ -115,7 +115,7 @@ def _load_teacher(name: str | None, recipe: CacheRecipe, device: torch.device, r
     except DeltaError as error:
         if wanted != DEFAULT_TEACHER:
             raise
-        remarks.append(f"{error}; the bundled student acted as the teacher. DELTA_TEACHER names a real one.")
+        remarks.append(f"{error}; delta-xs acted as the teacher. DELTA_TEACHER names a real one.")
         console.say(remarks[-1])
         return load_teacher(str(bundled.STUDENT), device=device)
 

@@ -10,9 +10,8 @@ from typing import cast
 import msgspec
 import torch
 
-from delta import bundled
 from delta.batch import Batch
-from delta.checkpoint import WEIGHTS, StudentCard, load_student, save_student
+from delta.checkpoint import WEIGHTS, StudentCard, load_student, save_student, weights_file
 from delta.config import Config
 from delta.distributed import ALONE, World, broadcast, wait_for_all
 from delta.encoder import HubUnreachable, load_encoder_weights
@@ -284,8 +283,7 @@ def _initial_weights(recipe: TrainRecipe) -> Path | None:
     if not recipe.init:
         source = recipe.student.encoder_weights
         return None if source in ("none", "imagenet") else Path(source)
-    path = bundled.STUDENT if recipe.init == "bundled" else Path(recipe.init)
-    return path / WEIGHTS if path.is_dir() else path
+    return weights_file(Path(recipe.init))
 
 
 def _load_initial(recipe: TrainRecipe, path: Path, say: Callable[[str], None]) -> Student:
@@ -300,9 +298,11 @@ def _load_initial(recipe: TrainRecipe, path: Path, say: Callable[[str], None]) -
 
 
 def _shape(config: StudentConfig) -> str:
-    shape = f"{config.encoder} with the {config.decoder} decoder"
-    return (
-        shape
-        if config.decoder == "seed"
-        else f"{shape}, width {config.width}, {config.fusion} fusion, {config.head} head"
-    )
+    parts = [f"{config.encoder} with the {config.decoder} decoder"]
+    if config.decoder == "light":
+        parts += [f"width {config.width}", f"{config.fusion} fusion", f"{config.head} head"]
+    if config.context:
+        parts.append(f"MobileViT blocks at {' and '.join(map(str, config.context))}")
+    if config.stage32 == "mobilevit":
+        parts.append("a MobileViT stage at 32")
+    return ", ".join(parts)

@@ -13,18 +13,19 @@ from msgspec import Meta
 
 from delta import bundle
 from delta.bundle import BundleCard, ModelFile
-from delta.checkpoint import StudentCard, load_student
+from delta.checkpoint import WEIGHTS, StudentCard, load_student, round_to_half, save_student
 from delta.config import Config
 from delta.errors import CheckFailed, DeltaError
 from delta.export import export_onnx, require_valid_size
+from delta.files import file_sha256
 from delta.onnx_model import DYNAMIC_BATCH, METADATA_PREFIX
 from delta.parity import compare, onnx_side, torch_side
 from delta.parity_report import ParityReport
-from delta.quantize import save, to_float16, to_int8
-from delta.receipt import file_sha256, stamp
+from delta.quantize import in_precision, save
+from delta.receipt import stamp
 from delta.student import Student
 from delta_pipelines.bundle_readme import write_readme
-from delta_pipelines.sample_photos import PhotoSample, sample_photos, to_pixels
+from delta_pipelines.sample_photos import sample_photos, to_pixels
 
 EXCLUDED = f"{METADATA_PREFIX}convolutions_in_float32"
 # Licences of teachers, by a part of their name; a student is a derivative of its teacher's answers.
@@ -44,6 +45,7 @@ class ExportRecipe(Config, frozen=True, kw_only=True):
     search_photos: Annotated[int, Meta(ge=1)]
     search_change: Annotated[float, Meta(ge=0, le=1)]
     licence: str
+    keep_student: bool = False
 
 
 def export_bundle(
@@ -53,7 +55,7 @@ def export_bundle(
     photos: Path,
     *,
     sizes: Sequence[tuple[int, int]] = (),
-    precisions: Sequence[str] = bundle.PRECISIONS,
+    precisions: Sequence[str] = bundle.USUAL_PRECISIONS,
     dynamic_batch: bool = False,
     on_start: Callable[[str], None] = lambda name: None,
     on_file: Callable[[ParityReport], None] = lambda report: None,
@@ -79,6 +81,8 @@ def export_bundle(
         raise DeltaError(f"there is no precision {unknown[0]!r}", f"use {', '.join(bundle.PRECISIONS)}")
     sample = sample_photos(photos, max(recipe.calibration_photos, recipe.search_photos))
     _claim(out)
+    if recipe.keep_student:
+        save_student(out / WEIGHTS, round_to_half(student), card, half=True)
     reference, models, failures = torch_side(student), [], []
     for size_px in sizes:
         with tempfile.TemporaryDirectory() as folder:
@@ -89,7 +93,16 @@ def export_bundle(
         for precision in precisions:
             path = out / _file_name(size_px, precision)
             on_start(path.name)
-            save(_in_precision(graph, precision, size_px, sample, recipe), path)
+            save(
+                in_precision(
+                    graph,
+                    precision,
+                    lambda size_px=size_px: to_pixels(sample.images[: recipe.calibration_photos], size_px),
+                    search=recipe.search_photos,
+                    max_change=recipe.search_change,
+                ),
+                path,
+            )
             report = compare(reference, onnx_side(path), sample.images, fp32_bytes=fp32_bytes)
             on_file(report)
             if report.passed:
@@ -137,17 +150,6 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _in_precision(
-    graph: onnx.ModelProto, precision: str, size_px: tuple[int, int], sample: PhotoSample, recipe: ExportRecipe
-) -> onnx.ModelProto:
-    if precision == "fp32":
-        return graph
-    if precision == "fp16":
-        return to_float16(graph)
-    pixels = to_pixels(sample.images[: recipe.calibration_photos], size_px)
-    return to_int8(graph, pixels, search=recipe.search_photos, max_change=recipe.search_change).model
-
-
 def _file_name(size_px: tuple[int, int], precision: str) -> str:
     return f"depth_{size_px[0]}x{size_px[1]}_{precision}.onnx"
 
@@ -159,7 +161,7 @@ def _claim(out: Path) -> None:
     strangers = [
         entry.name
         for entry in (out.iterdir() if out.is_dir() else ())
-        if entry.name not in (bundle.SIDECAR, "README.md") and not entry.match("depth_*.onnx")
+        if entry.name not in (bundle.SIDECAR, "README.md", WEIGHTS) and not entry.match("depth_*.onnx")
     ]
     if strangers:
         raise DeltaError(f"{out} holds {min(strangers)}, which is no part of a bundle", "name a new or an empty folder")

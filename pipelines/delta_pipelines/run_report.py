@@ -10,8 +10,9 @@ import numpy as np
 from delta.checkpoint import WEIGHTS, load_student
 from delta.config import Config
 from delta.errors import DeltaError
-from delta.files import write_aside
+from delta.files import write_text
 from delta.panel import loss_curve
+from delta_pipelines import markdown
 from delta_pipelines.run_folder import IDENTITY, flat, read_identity, read_metrics
 
 REPORT = "report.md"
@@ -111,7 +112,7 @@ def write_comparison(runs: Sequence[RunFacts], path: Path) -> Path:
     """Write runs side by side as Markdown, best first, with the curves of their agreement beside it as PNG."""
     ordered = sorted(runs, key=lambda run: -(run.delta1 or 0))
     picture = path.with_suffix(".png")
-    lines = ["# Runs side by side", "", *_table(ordered), ""]
+    lines = ["# Runs side by side", "", *markdown.table(COLUMNS, [columns(run) for run in ordered], left=2), ""]
     if draw_agreements(ordered, picture):
         lines += [f"![delta1 on held-out photos over the steps]({picture.name})", ""]
     if len({run.store for run in ordered}) > 1:
@@ -122,16 +123,15 @@ def write_comparison(runs: Sequence[RunFacts], path: Path) -> Path:
     differing = compare_runs(ordered)
     if differing:
         names = [Path(run.run).name for run in ordered]
-        lines += ["## What differs", "", _row(["recipe entry", *names]), _rule(len(names) + 1, left=1)]
-        lines += [_row([f"`{key}`", *(_value(value) for value in values)]) for key, values in differing.items()]
-        lines.append("")
+        rows = [[f"`{key}`", *map(_value, values)] for key, values in differing.items()]
+        lines += ["## What differs", "", *markdown.table(["recipe entry", *names], rows), ""]
     lines += [
         "Agreement with the teacher on held-out photos, after a least-squares scale and shift of disparity for each; of"
         " each run the step with the best delta1. The loss is the mean over the last steps: not to be compared between"
         " recipes of different terms. A step waits for data in the share `waits` of its time.",
         "",
     ]
-    return _write(path, lines)
+    return write_text(path, "\n".join(lines))
 
 
 def write_run_report(run: Path, mean_map: dict[str, float], facts: RunFacts | None = None) -> Path:
@@ -139,6 +139,16 @@ def write_run_report(run: Path, mean_map: dict[str, float], facts: RunFacts | No
     facts, identity = facts or read_run(run), read_identity(run)
     evaluations = [line for line in read_metrics(run) if line["kind"] == "holdout"]
     count = f"{int(mean_map['n'])} held-out photos"
+    agreements = [
+        [f"student, step {facts.best_step}", *map(_number, (facts.pearson_r, facts.delta1, facts.abs_rel))],
+        ["mean map of the training photos", *(_number(mean_map[k]) for k in ("pearson_r", "delta1", "abs_rel"))],
+    ]
+    origins = [
+        ["store", f"`{identity.store[:16]}`"],
+        ["teacher", identity.teacher],
+        ["run", f"`{identity.fingerprint[:16]}`"],
+        *([f"`{key}`", _value(value)] for key, value in facts.entries.items()),
+    ]
     lines = [
         f"# Run {run.absolute().name}",
         "",
@@ -149,10 +159,7 @@ def write_run_report(run: Path, mean_map: dict[str, float], facts: RunFacts | No
         "",
         f"## Agreement with the teacher, {count}",
         "",
-        _row(["", "Pearson r", "delta1", "AbsRel"]),
-        _rule(4, left=1),
-        _row([f"student, step {facts.best_step}", *map(_number, (facts.pearson_r, facts.delta1, facts.abs_rel))]),
-        _row(["mean map of the training photos", *(_number(mean_map[k]) for k in ("pearson_r", "delta1", "abs_rel"))]),
+        *markdown.table(["", "Pearson r", "delta1", "AbsRel"], agreements),
         "",
         *_progress(evaluations),
         "![photo, teacher, student](samples.png)",
@@ -169,15 +176,10 @@ def write_run_report(run: Path, mean_map: dict[str, float], facts: RunFacts | No
         "",
         "## From",
         "",
-        _row(["", ""]),
-        _rule(2, left=2),
-        _row(["store", f"`{identity.store[:16]}`"]),
-        _row(["teacher", identity.teacher]),
-        _row(["run", f"`{identity.fingerprint[:16]}`"]),
-        *(_row([f"`{key}`", _value(value)]) for key, value in facts.entries.items()),
+        *markdown.table(["", ""], origins, left=2),
         "",
     ]
-    return _write(run / REPORT, lines)
+    return write_text(run / REPORT, "\n".join(lines))
 
 
 def draw_agreements(runs: Sequence[RunFacts], path: Path) -> Path | None:
@@ -218,17 +220,13 @@ def columns(run: RunFacts) -> list[str]:
     ]
 
 
-def _table(runs: Sequence[RunFacts]) -> list[str]:
-    return [_row(COLUMNS), _rule(len(COLUMNS), left=2), *(_row(columns(run)) for run in runs)]
-
-
 def _progress(evaluations: list[dict[str, Any]]) -> list[str]:
     if len(evaluations) < 2:
         return []
     shown = evaluations[:: max(1, len(evaluations) // 8)]
     shown = shown if shown[-1] is evaluations[-1] else [*shown, evaluations[-1]]
     head = ["step", *(str(line["step"]) for line in shown)]
-    return [_row(head), _rule(len(head), left=1), _row(["delta1", *(_number(line["delta1"]) for line in shown)]), ""]
+    return [*markdown.table(head, [["delta1", *(_number(line["delta1"]) for line in shown)]]), ""]
 
 
 def _losses(run: Path) -> list[str]:
@@ -236,25 +234,11 @@ def _losses(run: Path) -> list[str]:
     if not lines:
         return []
     names = [name for name in lines[0] if name not in NOT_TERMS]
-    rows = [_row(["term", "first step", "mean of the last 20"]), _rule(3, left=1)]
+    rows = []
     for name in names:
         tail = [line[name] for line in lines[-TAIL_STEPS:] if line[name] is not None]
-        rows.append(_row([name, _number(lines[0][name]), _number(sum(tail) / len(tail) if tail else None)]))
-    return [*rows, ""]
-
-
-def _write(path: Path, lines: Sequence[str]) -> Path:
-    with write_aside(path) as aside:
-        aside.write_text("\n".join(lines), encoding="utf-8")
-    return path
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _rule(count: int, *, left: int) -> str:
-    return "|" + "|".join(["---"] * left + ["---:"] * (count - left)) + "|"
+        rows.append([name, _number(lines[0][name]), _number(sum(tail) / len(tail) if tail else None)])
+    return [*markdown.table(["term", "first step", "mean of the last 20"], rows), ""]
 
 
 def _value(value: Any) -> str:

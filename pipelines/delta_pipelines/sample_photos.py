@@ -37,7 +37,7 @@ def sample_photos(source: Path, count: int, truth: Path | None = None) -> PhotoS
     found = images.find_photos(source)
     root = source if source.is_dir() else source.parent
     names, pixels, left_out = [], [], []
-    for photo in _spread(found, count):
+    for photo in spread(found, count):
         try:
             pixels.append(images.read_photo(photo))
         except UnreadablePhoto as error:
@@ -59,7 +59,7 @@ def _sample_store(source: Path, count: int) -> PhotoSample:
     from delta_pipelines.feed import read_samples
 
     store = Store.open(source)
-    samples = np.sort(_spread(np.flatnonzero(store.status() == Status.OK).tolist(), count)[:count])
+    samples = np.sort(spread(np.flatnonzero(store.status() == Status.OK).tolist(), count)[:count])
     if not len(samples):
         raise DeltaError(f"{source} holds no photo yet", f"`delta cache build … {source}` goes on with it")
     pixels: UInt8[np.ndarray, "n h w 3"] = read_samples(store, samples, ["image"])["image"]
@@ -71,7 +71,7 @@ def to_pixels(photos: Sequence[np.ndarray], size_px: tuple[int, int]) -> list[Fl
     return [images.to_tensor_layout(images.resize(photo, *size_px)) for photo in photos]
 
 
-def _spread(items: list, count: int) -> list:
+def spread(items: list, count: int) -> list:
     """Order items so that the first `count` are spread evenly; the others follow, to stand in for unreadable ones."""
     if len(items) <= count:
         return list(items)

@@ -42,7 +42,7 @@ class TrainRecipe(Config, frozen=True, kw_only=True):
     """Everything a training run can be told; see recipes/*.toml.
 
     `size_schedule` lists [share of the steps, side in px]: from that share on, crops have that side; empty trains at
-    `size_px` throughout. `batch_size` is that of each process. `init` starts from a run, a checkpoint or the "bundled"
+    `size_px` throughout. `batch_size` is that of each process. `init` starts from a run, a checkpoint or a shipped
     student, whole; else `student.encoder_weights` says where the encoder starts. `checkpoint_steps` and
     `evaluate_steps` say when to save, and at which steps the best student is looked for.
     """

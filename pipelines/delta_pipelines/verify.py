@@ -14,12 +14,13 @@ from delta import bundle
 from delta.checkpoint import is_student, load_student
 from delta.config import Config
 from delta.errors import CheckFailed, DeltaError
+from delta.files import file_sha256
 from delta.images import resize, to_tensor_layout
 from delta.onnx_model import ModelCard, providers_named
 from delta.parity import Side, compare, onnx_side, torch_side
 from delta.parity_report import ParityReport
 from delta.predict import DepthPredictor, read_model_card
-from delta.receipt import file_sha256, read_receipt
+from delta.receipt import read_receipt
 from delta_pipelines.export_bundle import ExportRecipe, describe
 from delta_pipelines.sample_photos import PhotoSample, sample_photos
 

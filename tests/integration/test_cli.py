@@ -30,9 +30,11 @@ COMMANDS = {
     ),
     ("train",): ("STORE", "RUN", "--recipe", "--set", "--device", "--teacher"),
     ("runs",): ("FOLDER", "--output", "-o", "--json"),
+    ("evaluate",): ("MODEL... DATA", "--output", "-o", "--teacher", "--recipe", "--set", "--device", "--json"),
     ("export",): ("RUN", "OUT", "--photos", "--size", "--precision", "--dynamic-batch", "--recipe", "--set", "--json"),
     ("verify",): ("BUNDLE|MODEL.onnx", "RUN|MODEL.onnx", "PHOTOS", "--provider", "--truth", "--junit", "--stamp"),
     ("predict",): ("BUNDLE|MODEL.onnx", "PHOTO|FOLDER|VIDEO", "--output", "--depth-only", "--npy", "--ply", "--view"),
+    ("bench", "ladder"): ("PHOTOS", "DATA", "--output", "--recipe", "--teacher", "--set", "--device", "--json"),
     ("bench", "latency"): ("MODEL|RUN", "--teacher", "--recipe", "--set", "--json"),
     ("demo",): ("--out", "--photos", "--teacher", "--device"),
 }
@@ -44,18 +46,6 @@ def plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("TERM", "dumb")
-
-
-def complaint(ended) -> str:
-    """What a mistake ends with: exit 2, nothing on stdout, an error and a hint on stderr and no traceback."""
-    assert ended.code == 2, ended.err
-    assert ended.out == ""
-    assert "Traceback" not in ended.err
-    assert ended.err.count("error:") == ended.err.count("hint:") == 1
-    error, hint = ended.err.split("error:", 1)[1].split("hint:")
-    assert error.strip()
-    assert hint.strip()
-    return error.strip()
 
 
 def test_the_commands_are_those_tested_here():
@@ -148,34 +138,34 @@ def settings(run: Path) -> list[str]:
 
 def test_train_without_a_store_says_how_to_make_one(delta, tmp_path):
     ended = delta("train", tmp_path / "none.zarr", tmp_path / "run")
-    assert complaint(ended) == f"there is no cache at {tmp_path / 'none.zarr'}"
+    assert ended.complaint() == f"there is no cache at {tmp_path / 'none.zarr'}"
     assert "delta cache build" in ended.err
     assert not (tmp_path / "run").exists()
 
 
 def test_train_on_a_folder_that_is_no_store_says_so(delta, tmp_path):
     (tmp_path / "notes.txt").touch()
-    assert "is not a Delta cache" in complaint(delta("train", tmp_path, tmp_path / "run"))
+    assert "is not a Delta cache" in delta("train", tmp_path, tmp_path / "run").complaint()
 
 
 def test_train_on_an_incomplete_store_says_what_is_missing_and_what_resumes_it(delta, tmp_path, store_at):
     store = store_at(tmp_path / "store.zarr", without_chunks=[1])
     ended = delta("train", store, tmp_path / "run")
-    assert complaint(ended) == f"cache {store} is incomplete: 1 of 3 chunks missing"
+    assert ended.complaint() == f"cache {store} is incomplete: 1 of 3 chunks missing"
     assert "resumes it" in ended.err
     assert not (tmp_path / "run").exists()
 
 
 def test_train_into_a_run_of_another_recipe_says_what_differs(delta, tiny_store, tiny_run):
     before = (tiny_run / "run.json").read_bytes()
-    error = complaint(delta("train", tiny_store, tiny_run, *settings(tiny_run), "--set", "seed=5"))
+    error = delta("train", tiny_store, tiny_run, *settings(tiny_run), "--set", "seed=5").complaint()
     assert error.splitlines() == [f"{tiny_run} is a run of another student:", "  seed: run 0, asked 5"]
     assert (tiny_run / "run.json").read_bytes() == before
 
 
 def test_train_into_a_run_on_another_store_says_so(delta, tmp_path, store_at, tiny_run):
     store = store_at(tmp_path / "store.zarr", teacher="another")
-    first, difference, *fields = complaint(delta("train", store, tiny_run, *settings(tiny_run))).splitlines()
+    first, difference, *fields = delta("train", store, tiny_run, *settings(tiny_run)).complaint().splitlines()
     assert first == f"{tiny_run} is a run of another student:"
     assert difference.startswith("  store: run ")
     assert len(fields) == 1
@@ -184,7 +174,7 @@ def test_train_into_a_run_on_another_store_says_so(delta, tmp_path, store_at, ti
 
 def test_train_into_a_folder_of_something_else_leaves_it_alone(delta, tmp_path, tiny_store):
     (tmp_path / "letter.txt").write_text("dear")
-    assert complaint(delta("train", tiny_store, tmp_path)) == f"{tmp_path} is not empty and not a Delta run"
+    assert delta("train", tiny_store, tmp_path).complaint() == f"{tmp_path} is not empty and not a Delta run"
     assert [entry.name for entry in tmp_path.iterdir()] == ["letter.txt"]
 
 
@@ -208,7 +198,7 @@ def test_train_into_a_folder_of_something_else_leaves_it_alone(delta, tmp_path, 
 )
 def test_a_recipe_or_device_that_cannot_be_is_said_by_name(delta, tmp_path, tiny_store, arguments, named):
     run = tmp_path / "run"
-    assert named in complaint(delta("train", tiny_store, run, "--set", "student.encoder_weights=none", *arguments))
+    assert named in delta("train", tiny_store, run, "--set", "student.encoder_weights=none", *arguments).complaint()
     assert {entry.name for entry in run.glob("*")} <= {"run.json"}
 
 
@@ -216,7 +206,7 @@ def test_a_damaged_state_is_said_and_left_to_the_person(delta, tmp_path, tiny_st
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     state = run / "state.safetensors"
     state.write_bytes(state.read_bytes()[:1000])
-    assert f"{state} is damaged" in complaint(delta("train", tiny_store, run, *settings(tiny_run)))
+    assert f"{state} is damaged" in delta("train", tiny_store, run, *settings(tiny_run)).complaint()
     assert state.stat().st_size == 1000
 
 
@@ -225,7 +215,7 @@ def test_a_full_disk_is_said_with_exit_2(delta, tmp_path, tiny_store, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device", "state.safetensors")
 
     monkeypatch.setattr("delta_pipelines.distill.claim", full)
-    error = complaint(delta("train", tiny_store, tmp_path / "run", "--set", "student.encoder_weights=none"))
+    error = delta("train", tiny_store, tmp_path / "run", "--set", "student.encoder_weights=none").complaint()
     assert error == "no space left on the disk for state.safetensors"
 
 
@@ -241,11 +231,11 @@ def test_a_bug_is_no_mistake_of_the_person_and_shows_itself(delta, tmp_path, tin
 def test_cache_build_without_photos_or_teacher_says_which(delta, tmp_path, few_photos, random_student):
     (tmp_path / "empty").mkdir()
     store = tmp_path / "store.zarr"
-    assert "no photos in" in complaint(delta("cache", "build", tmp_path / "empty", store, "--teacher", random_student))
+    assert "no photos in" in delta("cache", "build", tmp_path / "empty", store, "--teacher", random_student).complaint()
     nowhere = tmp_path / "nowhere"
-    error = complaint(delta("cache", "build", nowhere, store, "--teacher", random_student))
+    error = delta("cache", "build", nowhere, store, "--teacher", random_student).complaint()
     assert error == f"there is no folder {nowhere}"
-    assert "there is no teacher at" in complaint(delta("cache", "build", few_photos, store, "--teacher", nowhere))
+    assert "there is no teacher at" in delta("cache", "build", few_photos, store, "--teacher", nowhere).complaint()
     assert not store.exists()
 
 

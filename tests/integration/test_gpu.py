@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from delta import bundled
+from delta.bundle import choose_model
 from delta.checkpoint import load_student
 from delta.images import find_photos, read_photo
 from delta.onnx_model import PROVIDERS
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.gpu
 def test_a_gpu_gives_the_students_numbers_without_tf32(name):
     photos = [read_photo(photo) for photo in find_photos(bundled.PHOTOS)]
     student, _ = load_student(bundled.STUDENT)
-    report = compare(torch_side(student), onnx_side(bundled.MODEL, PROVIDERS[name]), photos)
+    report = compare(torch_side(student), onnx_side(choose_model(bundled.STUDENT), PROVIDERS[name]), photos)
     print(f"{report.provider}: {report.max_relative:.2e} of the range")
     assert report.provider == PROVIDERS[name]
     assert report.gate.max_relative == GATE_RELATIVE_GPU

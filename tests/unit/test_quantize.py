@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from delta.errors import DeltaError
 from delta.onnx_cost import graph_cost
-from delta.quantize import save, to_float16, to_int8
+from delta.quantize import pack_weights, save, to_float16, to_int8
 
 SIZE = 32
 
@@ -140,3 +140,32 @@ def test_the_cost_of_a_graph_is_what_a_pencil_gives(tmp_path: Path) -> None:
     )
     found = graph_cost(helper.make_model(product, opset_imports=[helper.make_opsetid("", 18)]))
     assert (found.macs, found.parameters) == (2 * 5 * 7 * 3, 21)
+
+
+def test_packed_weights_are_half_the_file_and_float32_arithmetic(tmp_path: Path) -> None:
+    model = small_model()
+    rng = np.random.default_rng(2)
+    shapes = {"first_weight": (64, 3, 3, 3), "second_weight": (4, 64, 1, 1)}
+    for tensor in model.graph.initializer:
+        if tensor.name in shapes:
+            values = rng.normal(size=shapes[tensor.name]).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    del model.graph.value_info[:]
+    packed = pack_weights(model)
+    assert (
+        save(packed, tmp_path / "packed.onnx").stat().st_size
+        < 0.7 * save(model, tmp_path / "plain.onnx").stat().st_size
+    )
+    rounded = onnx.ModelProto()
+    rounded.CopyFrom(model)
+    for tensor in rounded.graph.initializer:
+        if tensor.name.endswith("_weight"):
+            values = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16).astype(np.float32), tensor.name))
+    outputs = [
+        onnxruntime.InferenceSession(each.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+            None, {"image": scenes(1)[0][None]}
+        )[0]
+        for each in (packed, rounded)
+    ]
+    assert np.array_equal(*outputs)

@@ -9,7 +9,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from delta.errors import DeltaError
-from delta.receipt import Measured, file_sha256, read_receipt, stamp
+from delta.files import file_sha256
+from delta.receipt import Measured, read_receipt, stamp
 
 MEASURED = Measured(
     provider="CPUExecutionProvider",

@@ -11,15 +11,19 @@ from delta.config import Config
 from delta.errors import DeltaError
 from delta_pipelines.bench_latency import LatencyRecipe
 from delta_pipelines.cache_recipe import CacheRecipe
+from delta_pipelines.evaluate_recipe import EvaluateRecipe
 from delta_pipelines.export_bundle import ExportRecipe
+from delta_pipelines.ladder_recipe import LadderRecipe
 from delta_pipelines.recipe import load_recipe, shipped_recipes
 from delta_pipelines.train_recipe import TrainRecipe
 
 KINDS: dict[str, type[Config]] = {
     "cache": CacheRecipe,
+    "evaluate": EvaluateRecipe,
     "export": ExportRecipe,
     "latency": LatencyRecipe,
-    **dict.fromkeys(("student", "smoke", "cpu-small", "gpu-full", "seed", "v0", "demo"), TrainRecipe),
+    **dict.fromkeys(("student", "smoke", "cpu-small", "gpu-full", "seed", "delta-xs", "delta-s", "demo"), TrainRecipe),
+    **dict.fromkeys(("ladder", "curve"), LadderRecipe),
 }
 
 

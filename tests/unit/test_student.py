@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 from pathlib import Path
 
+import msgspec
 import pytest
 import timm
 import torch
@@ -23,6 +24,10 @@ FAMILIES = ("mobilevit_xxs", "mobilevitv2_050", "mobilenetv4_conv_small_050", "t
 @pytest.fixture
 def image() -> torch.Tensor:
     return torch.rand(2, 3, 64, 128, generator=torch.Generator().manual_seed(0))
+
+
+LITE = StudentConfig(encoder="tf_efficientnet_lite0", width=16, context=(16, 32))
+LITE_XS = StudentConfig(encoder="tf_efficientnet_lite0", width=16, context=(16,), stage32="mobilevit")
 
 
 def shaken(config: StudentConfig) -> Student:
@@ -71,6 +76,35 @@ def test_the_levels_have_strides_2_to_32_and_the_channels_the_student_says(image
     assert list(levels) == [2, 4, 8, 16, 32]
     assert shapes == [(channels, stride, stride) for stride, channels in student.channels.items()]
     assert disparity.shape == (2, 64, 128)
+
+
+@pytest.mark.parametrize("config", [LITE, LITE_XS])
+def test_mobilevit_blocks_add_nothing_before_training_and_let_every_pixel_see_the_image_after(config, image):
+    student = build_student(config).eval()
+    plain = build_student(msgspec.structs.replace(LITE, context=())).eval()
+    plain.load_state_dict(student.state_dict() if config is LITE else plain.state_dict(), strict=False)
+    if config is LITE:
+        assert torch.equal(student(image), plain(image))
+    levels = shaken(config).eval().forward_with_features
+    other = image.clone()
+    other[:, :, :2, :2] += 0.5
+    moved = (levels(image)[1][32] - levels(other)[1][32]).abs().amax(dim=(0, 1))
+    assert (moved > 0).all()
+
+
+def test_an_encoder_cut_at_stride_16_runs_and_keeps_nothing_behind_it(image):
+    whole, cut = build_student(LITE), build_student(LITE_XS)
+    parameters = [sum(p.numel() for p in student.encoder.parameters()) for student in (whole, cut)]
+    assert parameters[1] < 0.3 * parameters[0]
+    assert list(cut.channels) == [2, 4, 8, 16, 32]
+    assert {key: cut.encoder.state_dict()[key].shape for key in cut.encoder.state_dict()}.items() <= {
+        key: value.shape for key, value in whole.encoder.state_dict().items()
+    }.items()
+
+
+def test_blocks_on_a_level_that_the_encoder_lacks_are_refused():
+    with pytest.raises(DeltaError, match="no level of stride 8 for a MobileViT block"):
+        build_student(StudentConfig(encoder="vit_tiny_patch16_224", context=(8,)))
 
 
 def test_the_light_decoder_is_as_wide_as_asked():

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from delta import bundled
-from delta.bundle import BundleCard, ModelFile, write_bundle_card
+from delta.bundle import BundleCard, ModelFile, choose_model, write_bundle_card
 from delta.errors import DeltaError
 from delta.images import read_photo
 from delta_pipelines import app_browser
@@ -214,7 +214,7 @@ def png_photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def two_models(tmp_path: Path) -> Path:
     """A bundle that costs nothing: the bundled student twice, the larger one listed first. Its sizes are made up."""
-    content, folder = bundled.MODEL.read_bytes(), tmp_path / "two"
+    content, folder = choose_model(bundled.STUDENT).read_bytes(), tmp_path / "two"
     folder.mkdir()
     facts: dict[str, Any] = {
         "precision": "fp32",

@@ -163,7 +163,7 @@ def test_a_photo_is_saved_with_the_depth_that_python_predicts(new_flet, flet_add
     app = new_flet().open(flet_address)
     app.pick(lossless)
     app.read(re.compile(r"\d+ ms"))
-    disparity = DepthPredictor.open(bundled.MODEL).predict(lossless)
+    disparity = DepthPredictor.open(bundled.STUDENT).predict(lossless)
     saved = load_disparity_png16(app.save("Depth, 16-bit gray", tmp_path))
     half_level = (disparity.max() - disparity.min()) / 65535 / 2
     # Threads add up in another order: the app has its own session, with what it finds of cores.

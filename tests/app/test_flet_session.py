@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import shutil
 from pathlib import Path
 
@@ -11,12 +12,12 @@ import pytest
 from PIL import Image
 
 from delta import bundled
-from delta.bundle import BundleCard
+from delta.bundle import BundleCard, choose_model
 from delta.colormaps import colorize
 from delta.predict import DepthPredictor, load_disparity_png16, normalize_for_display
 from delta_flet import pictures
 from delta_flet.frames import Frame
-from delta_flet.models import find_model, list_choices
+from delta_flet.models import find_models, list_choices
 from delta_flet.session import Phase, Saving, Session
 
 PHOTO = bundled.PHOTOS / "kodak_0012.jpg"
@@ -25,7 +26,7 @@ PHOTO = bundled.PHOTOS / "kodak_0012.jpg"
 @pytest.fixture
 def session() -> Session:
     """The app with the bundled student, on one thread."""
-    return Session(bundled.MODEL, threads=1)
+    return Session([bundled.STUDENT], threads=1)
 
 
 def spoil(file: Path) -> None:
@@ -45,7 +46,7 @@ def test_a_photo_gets_the_depth_that_delta_predicts(session):
     assert session.phase is Phase.PHOTO
     assert session.times.infer_ms > 0
     np.testing.assert_array_equal(
-        session.answer.disparity, DepthPredictor.open(bundled.MODEL, threads=1).predict(PHOTO)
+        session.answer.disparity, DepthPredictor.open(bundled.STUDENT, threads=1).predict(PHOTO)
     )
 
 
@@ -65,14 +66,14 @@ def test_a_file_that_is_no_photo_is_named_and_changes_nothing_else(session):
 
 
 def test_the_models_of_a_bundle_are_offered_smallest_first(two_models):
-    megabytes = f"{bundled.MODEL.stat().st_size / 1e6:.1f} MB"
-    labels = [choice.label for choice in list_choices(two_models)]
+    megabytes = f"{choose_model(bundled.STUDENT).stat().st_size / 1e6:.1f} MB"
+    labels = [choice.label for choice in list_choices([two_models])]
     assert labels == [f"192×128 px · fp32 · {megabytes}", f"256 px · fp32 · {megabytes}"]
 
 
 def test_a_file_that_its_bundle_does_not_describe_is_not_loaded_and_another_one_is(two_models):
     spoil(two_models / "small.onnx")
-    session = Session(two_models, threads=1)
+    session = Session([two_models], threads=1)
     assert not session.ready
     trouble = session.troubles["model"]
     found = hashlib.sha256((two_models / "small.onnx").read_bytes()).hexdigest()
@@ -87,7 +88,7 @@ def test_a_file_that_its_bundle_does_not_describe_is_not_loaded_and_another_one_
 
 
 def test_a_model_that_fails_later_leaves_no_old_answer_to_be_taken_for_its_own(two_models):
-    session = Session(two_models, threads=1)
+    session = Session([two_models], threads=1)
     session.add_photo(PHOTO.name, PHOTO.read_bytes())
     session.show(0)
     spoil(two_models / "large.onnx")
@@ -97,14 +98,14 @@ def test_a_model_that_fails_later_leaves_no_old_answer_to_be_taken_for_its_own(t
 
 
 def test_a_model_that_is_not_there_is_a_trouble_and_no_crash(tmp_path):
-    session = Session(tmp_path / "nothing.onnx", threads=1)
+    session = Session([tmp_path / "nothing.onnx"], threads=1)
     assert not session.ready
     assert session.troubles["model"].message == f"there is no model {tmp_path / 'nothing.onnx'}"
 
 
 def test_a_damaged_sidecar_is_a_trouble_and_no_crash(two_models):
     (two_models / "delta.json").write_bytes(b"{")
-    session = Session(two_models, threads=1)
+    session = Session([two_models], threads=1)
     assert session.choices == ()
     assert session.troubles["model"].message.startswith(f"{two_models / 'delta.json'} is damaged: ")
 
@@ -137,7 +138,7 @@ def test_a_live_frame_is_the_graphs_answer_in_colors(session):
     frame = a_frame()
     session.go_live()
     picture = np.asarray(Image.open(io.BytesIO(session.live(frame, 0.0))).convert("RGB"))
-    predictor = DepthPredictor.open(bundled.MODEL, threads=1)
+    predictor = DepthPredictor.open(bundled.STUDENT, threads=1)
     size = tuple(reversed(predictor.card.size_px))
     disparity = predictor.predict(Image.fromarray(frame.pixels).resize(size, Image.Resampling.BICUBIC))
     low, high = np.percentile(disparity[::2, ::2].astype(np.float64), [2, 98])
@@ -208,16 +209,34 @@ def test_nothing_is_saved_before_there_is_something(session):
     assert error.value.hint == "open a photo first"
 
 
-def test_the_argument_wins_over_the_variable_and_both_over_what_was_built_in(tmp_path):
-    assert find_model([], {}) == bundled.MODEL
-    assert find_model([], {"FLET_ASSETS_DIR": str(tmp_path)}) == bundled.MODEL
+def test_several_bundles_are_offered_in_their_order_by_name(two_models):
+    labels = [choice.label for choice in list_choices([*bundled.STUDENTS.values(), two_models])]
+    assert [label.partition(" · ")[0] for label in labels] == ["delta-xs", "delta-s", "two", "two"]
+
+
+def test_the_arguments_win_over_the_variable_and_both_over_what_was_built_in(tmp_path):
+    shipped = tuple(bundled.STUDENTS.values())
+    assert find_models([], {}) == shipped
+    assert find_models([], {"FLET_ASSETS_DIR": str(tmp_path)}) == shipped
     shutil.copytree(bundled.PHOTOS, tmp_path / "model")
     built_in = {"FLET_ASSETS_DIR": str(tmp_path)}
-    assert find_model([], built_in) == tmp_path / "model"
-    assert find_model([], built_in | {"DELTA_MODEL": "b"}) == Path("b")
-    assert find_model(["a"], built_in | {"DELTA_MODEL": "b"}) == Path("a")
+    assert find_models([], built_in) == (tmp_path / "model",)
+    assert find_models([], built_in | {"DELTA_MODEL": f"b{os.pathsep}c.onnx"}) == (Path("b"), Path("c.onnx"))
+    assert find_models(["a", "delta-s"], built_in | {"DELTA_MODEL": "b"}) == (Path("a"), bundled.STUDENTS["delta-s"])
+
+
+def test_without_a_named_bundle_the_app_begins_with_the_smaller_shipped_student():
+    session = Session(find_models([], {}), threads=1)
+    assert session.ready
+    assert session.choice.file == choose_model(bundled.STUDENTS["delta-xs"])
+    session.add_photo(PHOTO.name, PHOTO.read_bytes())
+    session.show(0)
+    assert session.choose_model(session.choices[1])
+    np.testing.assert_array_equal(
+        session.answer.disparity, DepthPredictor.open(bundled.STUDENTS["delta-s"], threads=1).predict(PHOTO)
+    )
 
 
 def test_the_card_is_read_as_the_bundle_wrote_it(two_models):
     card = msgspec.json.decode((two_models / "delta.json").read_bytes(), type=BundleCard)
-    assert {choice.sha256 for choice in list_choices(two_models)} == {model.sha256 for model in card.models}
+    assert {choice.sha256 for choice in list_choices([two_models])} == {model.sha256 for model in card.models}

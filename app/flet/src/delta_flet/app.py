@@ -17,7 +17,7 @@ from delta.images import read_photo
 from delta_flet import look, messages, pictures
 from delta_flet.desktop_camera import DesktopCamera
 from delta_flet.frames import Camera, CameraInfo, CameraTrouble, Frame
-from delta_flet.models import find_model
+from delta_flet.models import find_models
 from delta_flet.panel import Actions, Panel
 from delta_flet.picking import PhotoPicker
 from delta_flet.session import Comparison, Phase, Saving, Session, Trouble
@@ -52,7 +52,7 @@ class DeltaApp:
 
     async def start(self) -> None:
         """Load the model, then show the welcome."""
-        self.session = await asyncio.to_thread(Session, find_model(sys.argv[1:], os.environ), self.threads)
+        self.session = await asyncio.to_thread(Session, find_models(sys.argv[1:], os.environ), self.threads)
         self.page.on_resize = lambda _: self._arrange()
         self.page.on_disconnect = self.page.on_close = self._forget
         self._arrange()

@@ -1,6 +1,7 @@
 """Which models the app can open, and whether a file is the one that its bundle describes. Knows no Flet."""
 
 import hashlib
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from delta.bundle import ModelFile, read_bundle_card
 from delta.errors import DeltaError
 from delta.predict import DepthPredictor
 
-MODEL_VARIABLE = "DELTA_MODEL"  # names a bundle or an ONNX file
+MODEL_VARIABLE = "DELTA_MODEL"  # names bundles or ONNX files, separated as in $PATH
 SHIPPED_FOLDER = "model"  # in the assets of a built app
 
 
@@ -40,25 +41,36 @@ class TimedPredictor(DepthPredictor):
         return disparity
 
 
-def find_model(arguments: Sequence[str], environment: Mapping[str, str]) -> Path:
-    """Choose what to open: the first argument, $DELTA_MODEL, what was built into the app, or the bundled student."""
-    named = next(iter(arguments), "") or environment.get(MODEL_VARIABLE, "")
-    if named:
-        return Path(named)
-    shipped = Path(environment.get("FLET_ASSETS_DIR", "")) / SHIPPED_FOLDER
-    return shipped if environment.get("FLET_ASSETS_DIR") and shipped.is_dir() else bundled.MODEL
+def find_models(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[Path, ...]:
+    """Choose what to open: the arguments, what $DELTA_MODEL lists, what was built into the app, or the shipped students.
+
+    A shipped student's name stands for its bundle.
+    """
+    names = list(arguments) or [name for name in environment.get(MODEL_VARIABLE, "").split(os.pathsep) if name]
+    if names:
+        return tuple(bundled.find(Path(name)) for name in names)
+    built_in = Path(environment.get("FLET_ASSETS_DIR", "")) / SHIPPED_FOLDER
+    if environment.get("FLET_ASSETS_DIR") and built_in.is_dir():
+        return (built_in,)
+    return tuple(bundled.STUDENTS.values())
 
 
-def list_choices(path: Path) -> tuple[ModelChoice, ...]:
-    """List the models at `path`: every file of a bundle, smallest graph first, or the one ONNX file.
+def list_choices(paths: Sequence[Path]) -> tuple[ModelChoice, ...]:
+    """List the models at `paths`, in their order: of a bundle every file, smallest graph first; or an ONNX file.
 
     Raises:
         DeltaError: an incomplete or damaged bundle.
     """
+    return tuple(choice for path in paths for choice in _choices_at(path, f"{path.name} · " if len(paths) > 1 else ""))
+
+
+def _choices_at(path: Path, prefix: str) -> list[ModelChoice]:
     if not path.is_dir():
-        return (ModelChoice(file=path, label=path.stem),)
+        return [ModelChoice(file=path, label=path.stem)]
     models = sorted(read_bundle_card(path).models, key=lambda model: model.size_px)
-    return tuple(ModelChoice(file=path / model.file, label=_label(model), sha256=model.sha256) for model in models)
+    return [
+        ModelChoice(file=path / model.file, label=prefix + _label(model), sha256=model.sha256) for model in models
+    ]
 
 
 def open_model(choice: ModelChoice, threads: int = 0) -> TimedPredictor:

@@ -4,7 +4,7 @@ Calls that predict take as long as the model does; the app runs them in a thread
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from io import BytesIO
@@ -99,7 +99,7 @@ class Answer:
 class Session:
     """The app's state; every method leaves it such that the screen can be drawn from it."""
 
-    def __init__(self, model: Path, threads: int = 0) -> None:
+    def __init__(self, models: Sequence[Path], threads: int = 0) -> None:
         self.threads = threads
         self.phase = Phase.EMPTY
         self.colormap, self.comparison, self.mix = COLORMAPS[0], Comparison.SIDE, 0.5
@@ -113,7 +113,7 @@ class Session:
         self._predictor: TimedPredictor | None = None
         self._steady, self._rate, self._last_s = SteadyRange(), FrameRate(), 0.0
         self._frame: Frame | None = None
-        if self._attempt("model", lambda: self._list_models(model)):
+        if self._attempt("model", lambda: self._list_models(models)):
             self.choose_model(next(iter(self.choices)))
 
     @property
@@ -245,8 +245,8 @@ class Session:
             return False
         return True
 
-    def _list_models(self, model: Path) -> None:
-        self.choices = list_choices(model)
+    def _list_models(self, models: Sequence[Path]) -> None:
+        self.choices = list_choices(models)
 
     def _open(self, choice: ModelChoice) -> None:
         self._predictor = open_model(choice, self.threads)

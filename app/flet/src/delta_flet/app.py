@@ -117,7 +117,7 @@ class DeltaApp:
         async with self._working():
             name, content = await asyncio.to_thread(self.session.file_to_save, saving)
         if await self.picker.save(name, content):
-            self.page.show_dialog(ft.SnackBar(f"Saved {name}"))
+            self.page.show_dialog(look.notice(f"Saved {name}", bool(self._wide)))
 
     async def toggle_live(self) -> None:
         """Start the camera, or stop it."""

@@ -83,3 +83,15 @@ def pill(text: ft.Text) -> ft.Container:
         border_radius=20,
         padding=ft.Padding.symmetric(horizontal=10, vertical=4),
     )
+
+
+def notice(text: str, wide: bool) -> ft.SnackBar:
+    """Tell in passing what was done, above the row of buttons where the page is narrow."""
+    return ft.SnackBar(
+        text,
+        behavior=ft.SnackBarBehavior.FLOATING,
+        width=340 if wide else None,
+        margin=None if wide else ft.Margin.only(left=14, right=14, bottom=66),
+        duration=ft.Duration(seconds=3),
+        shape=ft.RoundedRectangleBorder(radius=12),
+    )

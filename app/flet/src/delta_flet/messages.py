@@ -24,7 +24,7 @@ def welcome(samples: list[tuple[Path, bytes]], on_sample: Callable[[Path], objec
             ft.Image("icon.png", width=72, height=72, border_radius=18, exclude_from_semantics=True),
             ft.Text("See depth in a single photo", size=24, weight=ft.FontWeight.W_600, text_align=ft.TextAlign.CENTER),
             ft.Text(
-                "Open photos or start the camera. Warm colors are near, cold colors are far.",
+                "Open photos or start the camera. The bar below tells near from far.",
                 size=14,
                 color=ft.Colors.ON_SURFACE_VARIANT,
                 text_align=ft.TextAlign.CENTER,

@@ -42,7 +42,7 @@ class TimedPredictor(DepthPredictor):
 
 
 def find_models(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[Path, ...]:
-    """Choose what to open: the arguments, what $DELTA_MODEL lists, what was built into the app, or the shipped students.
+    """Choose what to open: the arguments, what $DELTA_MODEL lists, what was built in, or the shipped students.
 
     A shipped student's name stands for its bundle.
     """
@@ -68,9 +68,7 @@ def _choices_at(path: Path, prefix: str) -> list[ModelChoice]:
     if not path.is_dir():
         return [ModelChoice(file=path, label=path.stem)]
     models = sorted(read_bundle_card(path).models, key=lambda model: model.size_px)
-    return [
-        ModelChoice(file=path / model.file, label=prefix + _label(model), sha256=model.sha256) for model in models
-    ]
+    return [ModelChoice(file=path / model.file, label=prefix + _label(model), sha256=model.sha256) for model in models]
 
 
 def open_model(choice: ModelChoice, threads: int = 0) -> TimedPredictor:

@@ -87,8 +87,8 @@ class Panel:
             [self._switch, self._mirror], spacing=0, tight=True, alignment=ft.MainAxisAlignment.CENTER, visible=False
         )
         self._save = ft.PopupMenuButton(
+            **MENU,
             content=_save_face(),
-            tooltip="Save",
             items=[ft.PopupMenuItem(text, on_click=_call(actions.save, saving)) for saving, text in SAVINGS.items()],
         )
         self._model_name = ft.Text("", size=14, expand=True)
@@ -149,9 +149,9 @@ class Panel:
         parts = [f"{times.infer_ms:.0f} ms"] if times.infer_ms else []
         if session.phase is Phase.LIVE and times.frames_per_s:
             parts.append(f"{times.frames_per_s:.1f} frames/s")
-        if height:
+        if parts:
             parts.append(f"{width} × {height} px")
-        self._times.value = "  ·  ".join(parts)
+        self._times.value, self._times.visible = "  ·  ".join(parts), bool(parts)
 
     def wide(self, stage: ft.Control) -> ft.Control:
         """Stand beside the stage."""
@@ -216,6 +216,7 @@ class Panel:
                 self._theme,
             ],
             spacing=12,
+            height=48,
         )
 
     def _legend_row(self) -> ft.Control:

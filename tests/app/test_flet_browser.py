@@ -35,7 +35,7 @@ GRANTED = "--use-fake-ui-for-media-stream"
 @contextmanager
 def serving(log: Path, model: Path | None = None) -> Iterator[str]:
     """Serve the app as `flet run --web` does, in a process of its own; yields its address."""
-    if importlib.util.find_spec("flet_web") is None:
+    if not all(map(importlib.util.find_spec, ("flet", "flet_web", "flet_camera"))):
         pytest.skip("NOT TESTED: flet is not installed: pip install 'delta-depth[flet]'")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

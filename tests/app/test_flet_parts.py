@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -190,6 +191,42 @@ def test_a_camera_that_ends_says_so():
 
     with pytest.raises(CameraTrouble, match="the camera gives no more frames"):
         asyncio.run(look())
+
+
+class Picked:
+    """Flet's file dialog, as it answers: two files, of which a browser fails to send the second."""
+
+    def __init__(self, folder: Path) -> None:
+        import flet as ft
+
+        self.folder, self.note = folder, None
+        self.files = [
+            ft.FilePickerFile(name=name, size=3, id=index, path=str(folder / name))
+            for index, name in enumerate(["a.jpg", "gone.jpg"])
+        ]
+
+    async def pick_files(self, **_: object) -> list:
+        return self.files
+
+    async def upload(self, requests: list) -> None:
+        (self.folder / requests[0].upload_url).parent.mkdir()
+        (self.folder / requests[0].upload_url).write_bytes(b"sent")
+        self.note(SimpleNamespace(error=None, progress=0.5))
+        self.note(SimpleNamespace(error=None, progress=1))
+        self.note(SimpleNamespace(error="the connection broke", progress=None))
+
+
+@pytest.mark.parametrize(("web", "content"), [(False, b"disk"), (True, b"sent")])
+def test_picked_photos_are_read_where_they_are_and_one_that_cannot_be_is_none(tmp_path, web, content):
+    pytest.importorskip("flet", reason="NOT TESTED: flet is not installed: pip install 'delta-depth[flet]'")
+    from delta_flet.picking import PhotoPicker
+
+    page = SimpleNamespace(web=web, get_upload_url=lambda place, _: place)
+    picker, dialog = PhotoPicker(page, tmp_path), Picked(tmp_path)
+    dialog.note, picker._picker = picker._note, dialog
+    (tmp_path / "a.jpg").write_bytes(b"disk")
+    assert asyncio.run(picker.pick()) == [("a.jpg", content), ("gone.jpg", None)]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]  # what was sent does not stay
 
 
 def modules_after(statement: str, *paths: Path, python: tuple[str, ...] = ()) -> dict:

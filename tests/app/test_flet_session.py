@@ -65,6 +65,13 @@ def test_a_file_that_is_no_photo_is_named_and_changes_nothing_else(session):
     assert session.troubles == {}
 
 
+def test_a_file_that_could_not_be_read_is_told_and_the_others_are_taken(session):
+    assert not session.add_photo("gone.jpg", None)
+    assert session.troubles["photo"].message == "gone.jpg cannot be used: its file could not be read"
+    assert session.add_photo(PHOTO.name, PHOTO.read_bytes())
+    assert len(session.shots) == 1
+
+
 def test_the_models_of_a_bundle_are_offered_smallest_first(two_models):
     megabytes = f"{choose_model(bundled.STUDENT).stat().st_size / 1e6:.1f} MB"
     labels = [choice.label for choice in list_choices([two_models])]

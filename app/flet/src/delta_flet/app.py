@@ -5,7 +5,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -42,6 +42,7 @@ class DeltaApp:
         self.camera_index, self.mirrored = 0, False
         self._work = asyncio.Lock()  # one prediction at a time
         self._live_task: asyncio.Task[None] | None = None
+        self._starting = False
         self._times_shown_s = 0.0
         self._wide: bool | None = None
         self._root = ft.Container(ft.ProgressRing(), expand=True, alignment=ft.Alignment.CENTER)
@@ -120,22 +121,17 @@ class DeltaApp:
             self.page.show_dialog(look.notice(f"Saved {name}", bool(self._wide)))
 
     async def toggle_live(self) -> None:
-        """Start the camera, or stop it."""
+        """Start the camera, or stop it; it is started once, however long a person thinks about allowing it."""
         if self.session.phase is Phase.LIVE:
             await self._stop_live()
-            return
-        self.stage.set_busy(True)
-        self._refresh()
-        try:
-            self.camera_info = await self.camera.open(self.camera_index)
-        except CameraTrouble as trouble:
-            self.session.stop_live(trouble)
-        else:
-            self.mirrored = self.camera_info.mirrored
-            self.session.go_live()
-            self._live_task = asyncio.create_task(self._run_live())
-        self.stage.set_busy(False)
-        self._refresh()
+        elif not self._starting:
+            self._starting = True
+            self.stage.set_busy(True)
+            self._refresh()
+            await self._start_live()
+            self._starting = False
+            self.stage.set_busy(False)
+            self._refresh()
 
     async def take_still(self) -> None:
         """Keep what the camera sees as a photo."""
@@ -154,7 +150,7 @@ class DeltaApp:
         self.mirrored = not self.mirrored
         self._refresh()
 
-    async def _add(self, files: list[tuple[str, bytes]]) -> None:
+    async def _add(self, files: Sequence[tuple[str, bytes | None]]) -> None:
         if self.session.phase is Phase.LIVE:
             await self._stop_live()
         self.session.forget_trouble("photo")
@@ -194,6 +190,16 @@ class DeltaApp:
             self._times_shown_s = now_s
             self.panel.refresh_times(self.session)
             self.page.update()
+
+    async def _start_live(self) -> None:
+        try:
+            self.camera_info = await self.camera.open(self.camera_index)
+        except CameraTrouble as trouble:
+            self.session.stop_live(trouble)
+        else:
+            self.mirrored = self.camera_info.mirrored
+            self.session.go_live()
+            self._live_task = asyncio.create_task(self._run_live())
 
     async def _stop_live(self) -> None:
         self.session.stop_live()

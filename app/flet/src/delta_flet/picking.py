@@ -5,6 +5,7 @@ because the connection that carries the screen ends at messages of 16 MB.
 """
 
 import asyncio
+import contextlib
 import shutil
 from pathlib import Path
 from uuid import uuid4
@@ -22,21 +23,21 @@ class PhotoPicker:
         self._picker = ft.FilePicker(on_upload=self._note)
         self._arrived: asyncio.Queue[ft.FilePickerUploadEvent] = asyncio.Queue()
 
-    async def pick(self) -> list[tuple[str, bytes]]:
-        """Let a person pick photos: names and contents, in the order of the dialog."""
+    async def pick(self) -> list[tuple[str, bytes | None]]:
+        """Let a person pick photos: names and contents, in the order of the dialog; None where one cannot be read."""
         files = await self._picker.pick_files(
             dialog_title="Open photos", file_type=ft.FilePickerFileType.IMAGE, allow_multiple=True
         )
         if self._page.web and files:
             return await self._receive(files)
-        return [(file.name, Path(file.path or "").read_bytes()) for file in files]
+        return [(file.name, _content(Path(file.path or ""))) for file in files]
 
     async def save(self, name: str, content: bytes) -> bool:
         """Let a person say where a file goes, and write it; a browser downloads it."""
         where = await self._picker.save_file(file_name=name, src_bytes=content)
         return bool(where) or self._page.web
 
-    async def _receive(self, files: list[ft.FilePickerFile]) -> list[tuple[str, bytes]]:
+    async def _receive(self, files: list[ft.FilePickerFile]) -> list[tuple[str, bytes | None]]:
         assert self._uploads
         folder = self._uploads / uuid4().hex
         places = [f"{folder.name}/{index}" for index in range(len(files))]
@@ -46,16 +47,20 @@ class PhotoPicker:
         ]
         try:
             await self._picker.upload(requests)
-            for _ in files:
-                await self._arrived.get()
-            return [
-                (file.name, (self._uploads / place).read_bytes())
-                for place, file in zip(places, files, strict=True)
-                if (self._uploads / place).is_file()
-            ]
+            with contextlib.suppress(TimeoutError):  # the page is gone
+                for _ in files:
+                    await asyncio.wait_for(self._arrived.get(), LIFETIME_S)
+            return [(file.name, _content(self._uploads / place)) for place, file in zip(places, files, strict=True)]
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _note(self, event: ft.FilePickerUploadEvent) -> None:
         if event.error or event.progress == 1:
             self._arrived.put_nowait(event)
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None

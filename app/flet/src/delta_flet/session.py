@@ -144,9 +144,11 @@ class Session:
         """Stop telling what went wrong with the model, a photo or the camera."""
         self.troubles.pop(part, None)
 
-    def add_photo(self, name: str, content: bytes | UInt8[np.ndarray, "h w 3"]) -> bool:
+    def add_photo(self, name: str, content: bytes | UInt8[np.ndarray, "h w 3"] | None) -> bool:
         """Take in a photo; what cannot be read becomes a trouble that names it, and nothing else changes."""
         try:
+            if content is None:
+                raise DeltaError("its file could not be read")
             photo = read_photo(BytesIO(content)) if isinstance(content, bytes) else content
         except DeltaError as error:
             self.troubles["photo"] = Trouble(

@@ -102,6 +102,9 @@ def test_a_model_that_fails_later_leaves_no_old_answer_to_be_taken_for_its_own(t
     assert not session.choose_model(session.choices[1])
     assert not session.ready
     assert session.answer is None
+    (two_models / "large.onnx").unlink()
+    assert not session.choose_model(session.choices[1])
+    assert session.troubles["model"].message == f"there is no model {two_models / 'large.onnx'}"
 
 
 def test_a_model_that_is_not_there_is_a_trouble_and_no_crash(tmp_path):

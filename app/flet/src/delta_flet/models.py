@@ -1,6 +1,5 @@
 """Which models the app can open, and whether a file is the one that its bundle describes. Knows no Flet."""
 
-import hashlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from jaxtyping import Float32
 from delta import bundled
 from delta.bundle import ModelFile, read_bundle_card
 from delta.errors import DeltaError
+from delta.files import file_sha256
 from delta.predict import DepthPredictor
 
 MODEL_VARIABLE = "DELTA_MODEL"  # names bundles or ONNX files, separated as in $PATH
@@ -77,7 +77,7 @@ def open_model(choice: ModelChoice, threads: int = 0) -> TimedPredictor:
     Raises:
         DeltaError: the file is missing, not the one that the bundle describes, damaged or not Delta's.
     """
-    if choice.sha256:
+    if choice.sha256 and choice.file.is_file():
         _require_digest(choice)
     predictor = TimedPredictor.open(choice.file, threads=threads)
     assert isinstance(predictor, TimedPredictor)
@@ -85,8 +85,7 @@ def open_model(choice: ModelChoice, threads: int = 0) -> TimedPredictor:
 
 
 def _require_digest(choice: ModelChoice) -> None:
-    with choice.file.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_sha256(choice.file)
     if found != choice.sha256:
         raise DeltaError(
             f"{choice.file.name} is not the file that its bundle describes: "

@@ -284,15 +284,34 @@ def test_the_camera_is_live_and_a_still_of_it_becomes_a_photo(new_flet, flet_add
     assert load_disparity_png16(app.save("Depth, 16-bit gray", tmp_path)).shape == photo.shape[:2]
 
 
+def names_on_the_screen(app: FletApp, *names: str) -> None:
+    """Each of these buttons lies wholly on the page."""
+    size = app.page.viewport_size
+    for name in names:
+        button = app.page.get_by_role("button", name=name).first
+        button.wait_for(state="attached")
+        box = button.bounding_box()
+        assert box, name
+        assert min(box["x"], box["y"]) >= 0, (name, box)
+        assert box["x"] + box["width"] <= size["width"], (name, box)
+        assert box["y"] + box["height"] <= size["height"], (name, box)
+
+
 def test_a_phone_has_every_control(new_flet, flet_address, lossless):
     app = new_flet(size=PHONE, has_touch=True).open(flet_address)
     app.pick(lossless, button="Photos")
     app.read(re.compile(r"\d+ ms"))
-    for name in ("Photos", "Live", "Save", "Slider", "Overlay", "Gray", "Theme"):
-        box = (
-            app.page.get_by_role("button", name=name).first.bounding_box() or app.page.get_by_label(name).bounding_box()
-        )
-        assert box, name
-        assert box["x"] >= 0, name
-        assert box["x"] + box["width"] <= PHONE[0], name
-        assert box["y"] + box["height"] <= PHONE[1], name
+    names_on_the_screen(app, "Photos", "Live", "Save", "Slider", "Overlay", "Gray", "Theme", "delta-xs")
+
+
+def test_a_small_phone_has_every_control_of_two_cameras(new_flet, flet_address):
+    app = new_flet(GRANTED, f"{FAKE_CAMERA[0]}=device-count=2", size=(360, 640), has_touch=True).open(flet_address)
+    app.press("Live")
+    app.read(re.compile(r"frames/s"))
+    names_on_the_screen(app, "Take", "Stop", "Switch camera", "Mirror", "Gray", "Theme")
+    app.press("Switch camera")
+    app.page.get_by_role("button", name="Live").wait_for(state="attached")
+    app.page.get_by_role("button", name="Stop").wait_for(state="attached")
+    app.read(re.compile(r"frames/s"))
+    app.press("Stop")
+    app.read("See depth in a single photo")

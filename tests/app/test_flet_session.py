@@ -197,6 +197,7 @@ def test_after_a_camera_fails_the_photo_is_back_and_the_trouble_is_told(session)
     session.stop_live(trouble_of("NotAllowedError"))
     assert session.phase is Phase.PHOTO
     assert session.troubles["camera"].message == "the camera may not be used"
+    assert session.times.infer_ms == session.answer.infer_ms
     session.go_live()
     assert "camera" not in session.troubles
 

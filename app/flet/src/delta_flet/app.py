@@ -125,13 +125,7 @@ class DeltaApp:
         if self.session.phase is Phase.LIVE:
             await self._stop_live()
         elif not self._starting:
-            self._starting = True
-            self.stage.set_busy(True)
-            self._refresh()
             await self._start_live()
-            self._starting = False
-            self.stage.set_busy(False)
-            self._refresh()
 
     async def take_still(self) -> None:
         """Keep what the camera sees as a photo."""
@@ -141,9 +135,10 @@ class DeltaApp:
 
     async def switch_camera(self) -> None:
         """Look through the next camera."""
+        self._starting = True
         await self._stop_live()
         self.camera_index += 1
-        await self.toggle_live()
+        await self._start_live()
 
     def toggle_mirror(self) -> None:
         """Show the camera as in a mirror, or as others see it."""
@@ -192,6 +187,9 @@ class DeltaApp:
             self.page.update()
 
     async def _start_live(self) -> None:
+        self._starting = True
+        self.stage.set_busy(True)
+        self._refresh()
         try:
             self.camera_info = await self.camera.open(self.camera_index)
         except CameraTrouble as trouble:
@@ -200,6 +198,9 @@ class DeltaApp:
             self.mirrored = self.camera_info.mirrored
             self.session.go_live()
             self._live_task = asyncio.create_task(self._run_live())
+        self._starting = False
+        self.stage.set_busy(False)
+        self._refresh()
 
     async def _stop_live(self) -> None:
         self.session.stop_live()
@@ -257,7 +258,7 @@ class DeltaApp:
         message.visible = True
         if trouble:
             message.content = messages.trouble_card(trouble, self._ways_out(trouble))
-        elif session.phase is Phase.EMPTY:
+        elif session.phase is Phase.EMPTY and not self._starting:
             message.content = messages.welcome(_samples(), self._sample_chosen)
         else:
             message.visible = False

@@ -21,7 +21,7 @@ def welcome(samples: list[tuple[Path, bytes]], on_sample: Callable[[Path], objec
     thumbs = [_sample(path, content, index, on_sample) for index, (path, content) in enumerate(samples)]
     return ft.Column(
         [
-            ft.Image("icon.png", width=72, height=72, border_radius=18, exclude_from_semantics=True),
+            ft.Image("icon.png", width=60, height=60, border_radius=15, exclude_from_semantics=True),
             ft.Text("See depth in a single photo", size=24, weight=ft.FontWeight.W_600, text_align=ft.TextAlign.CENTER),
             ft.Text(
                 "Open photos or start the camera. The bar below tells near from far.",
@@ -29,7 +29,7 @@ def welcome(samples: list[tuple[Path, bytes]], on_sample: Callable[[Path], objec
                 color=ft.Colors.ON_SURFACE_VARIANT,
                 text_align=ft.TextAlign.CENTER,
             ),
-            ft.Container(look.caption("Or try one of these"), margin=ft.Margin.only(top=20)),
+            ft.Container(look.caption("Or try one of these"), margin=ft.Margin.only(top=16)),
             ft.Row(thumbs, spacing=10, run_spacing=10, wrap=True, alignment=ft.MainAxisAlignment.CENTER),
         ],
         horizontal_alignment=ft.CrossAxisAlignment.CENTER,
@@ -72,7 +72,7 @@ def trouble_card(trouble: Trouble, ways_out: Mapping[str, Callable[[], object]])
 
 
 def _sample(path: Path, content: bytes, index: int, on_sample: Callable[[Path], object]) -> ft.Control:
-    picture = ft.Image(content, width=72, height=72, fit=ft.BoxFit.COVER, exclude_from_semantics=True)
+    picture = ft.Image(content, width=64, height=64, fit=ft.BoxFit.COVER, exclude_from_semantics=True)
     box = ft.Container(
         picture,
         border_radius=12,

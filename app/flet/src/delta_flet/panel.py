@@ -135,6 +135,7 @@ class Panel:
         self._camera_tools.visible, self._switch.visible = live, cameras > 1
         self._mirror.selected = mirrored
         self._save.disabled = session.answer is None or live
+        self._save.visible = not (live and self._is_narrow)  # its room is the camera's
         self._save.opacity = 0.4 if self._save.disabled else 1
         self._live.disabled = self._open.disabled = not session.ready
         self._refresh_models(session)

@@ -94,6 +94,7 @@ class Answer:
 
     photo: UInt8[np.ndarray, "h w 3"]
     disparity: Float32[np.ndarray, "h w"]
+    infer_ms: float
 
 
 class Session:
@@ -169,7 +170,7 @@ class Session:
         if self.shots:
             self.show(min(self.current - (index < self.current), len(self.shots) - 1))
         else:
-            self.phase, self.current, self.answer = Phase.EMPTY, -1, None
+            self.phase, self.current, self.answer, self.times = Phase.EMPTY, -1, None, Times()
 
     def go_live(self) -> None:
         """Begin with a scene that was never seen."""
@@ -181,6 +182,7 @@ class Session:
     def stop_live(self, trouble: DeltaError | None = None) -> None:
         """Go back to the photo, or to nothing."""
         self.phase = Phase.PHOTO if self.answer else Phase.EMPTY
+        self.times = Times(infer_ms=self.answer.infer_ms if self.answer else 0.0)
         self._frame = None
         if trouble:
             self.troubles["camera"] = Trouble.of("camera", trouble)
@@ -257,8 +259,9 @@ class Session:
         if self._predictor is None:
             raise DeltaError("there is no model to predict with", "choose another one")
         photo = shot.read()
-        self.answer = Answer(photo=photo, disparity=self._predictor.predict(photo))
-        self.times = Times(infer_ms=self._predictor.infer_ms)
+        disparity = self._predictor.predict(photo)
+        self.answer = Answer(photo=photo, disparity=disparity, infer_ms=self._predictor.infer_ms)
+        self.times = Times(infer_ms=self.answer.infer_ms)
 
 
 def _smoothed(before: Times, found: Times) -> Times:

@@ -18,7 +18,7 @@ from delta.predict import DepthPredictor, load_disparity_png16, normalize_for_di
 from delta_flet import pictures
 from delta_flet.frames import Frame
 from delta_flet.models import find_models, list_choices
-from delta_flet.session import Phase, Saving, Session
+from delta_flet.session import Phase, Saving, Session, Times
 
 PHOTO = bundled.PHOTOS / "kodak_0012.jpg"
 
@@ -176,7 +176,17 @@ def test_live_times_and_rate_are_told_and_begin_anew(session):
     assert session.times.show_ms == pytest.approx(4)
     assert min(session.times.prepare_ms, session.times.infer_ms, session.times.paint_ms) > 0
     session.go_live()
-    assert session.times.frames_per_s == session.times.infer_ms == 0
+    assert session.times == Times()
+
+
+def test_a_frame_that_is_late_leaves_no_time_and_no_still_behind(session):
+    session.go_live()
+    session.live(a_frame(), 0.0)
+    session.stop_live()
+    session.live(a_frame(), 0.1)
+    session.shown(4.0, 0.1)
+    assert session.times == Times()
+    assert not session.take_still(mirrored=False)
 
 
 def test_a_still_is_the_frame_as_it_was_seen(session):

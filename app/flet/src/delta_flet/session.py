@@ -201,6 +201,8 @@ class Session:
         inferred = time.perf_counter()
         low, high = self._steady.follow(disparity[::RANGE_STRIDE, ::RANGE_STRIDE], now_s - (self._last_s or now_s))
         picture = pictures.paint(disparity, self.colormap, low, high)
+        if self.phase is not Phase.LIVE:  # stopped while this frame was predicted
+            return picture
         self._last_s, self._frame = now_s, frame
         found = Times(
             prepare_ms=(prepared - start) * 1000,
@@ -212,6 +214,8 @@ class Session:
 
     def shown(self, show_ms: float, now_s: float) -> None:
         """Note that a live frame reached the screen."""
+        if self.phase is not Phase.LIVE:
+            return
         before = self.times.show_ms
         smoothed = before + SMOOTHING * (show_ms - before) if before else show_ms
         self.times = replace(self.times, show_ms=smoothed, frames_per_s=self._rate.count(now_s))

@@ -2,33 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import flet as ft
 
 from delta.colormaps import COLORMAPS
-from delta_flet import look, pictures
+from delta_flet import pictures, pieces
+from delta_flet.pieces import STRETCH, call, named
 from delta_flet.session import Comparison, Phase, Saving, Session
 
-COMPARISONS = {
-    Comparison.SIDE: ("Side by side", ft.Icons.VERTICAL_SPLIT_OUTLINED),
-    Comparison.SLIDER: ("Slider", ft.Icons.COMPARE_OUTLINED),
-    Comparison.OVERLAY: ("Overlay", ft.Icons.LAYERS_OUTLINED),
-    Comparison.DEPTH: ("Depth only", ft.Icons.GRADIENT),
-}
 MIX_LABELS = {
     Comparison.OVERLAY: "How strongly the depth covers the photo",
     Comparison.SLIDER: "Where the photo ends and the depth begins",
-}
-SAVINGS = {
-    Saving.DEPTH: "Depth, in colors",
-    Saving.DEPTH16: "Depth, 16-bit gray",
-    Saving.SIDE: "Photo and depth side by side",
-}
-THEMES = {
-    ft.ThemeMode.SYSTEM: ("System theme", ft.Icons.BRIGHTNESS_AUTO_OUTLINED),
-    ft.ThemeMode.LIGHT: ("Light theme", ft.Icons.LIGHT_MODE_OUTLINED),
-    ft.ThemeMode.DARK: ("Dark theme", ft.Icons.DARK_MODE_OUTLINED),
 }
 
 
@@ -57,62 +42,32 @@ class Panel:
     def __init__(self, actions: Actions) -> None:
         self._actions = actions
         self._is_narrow = False
-        self._swatches = {name: self._swatch(name) for name in COLORMAPS}
-        self._compare = ft.SegmentedButton(
-            segments=[
-                ft.Segment(value=value.value, icon=icon, tooltip=text) for value, (text, icon) in COMPARISONS.items()
-            ],
-            selected=[Comparison.SIDE.value],
-            show_selected_icon=False,
-            on_change=lambda event: actions.comparison(Comparison(event.control.selected[0])),
-        )
-        self._mix = ft.Slider(
-            min=0,
-            max=1,
-            value=0.5,
-            padding=ft.Padding.symmetric(horizontal=8),
-            on_change=lambda event: actions.mix(float(event.control.value or 0)),
-        )
+        self._swatches = {name: pieces.swatch(name, actions.colormap) for name in COLORMAPS}
+        self._compare = pieces.compare_switch(actions.comparison)
+        self._mix = pieces.mix_slider(actions.mix)
         self._mix_row = ft.Semantics(content=self._mix)
-        self._open = ft.FilledButton("Open photos", ft.Icons.ADD_PHOTO_ALTERNATE_OUTLINED, on_click=_call(actions.open))
-        self._live = ft.FilledTonalButton("Live camera", ft.Icons.VIDEOCAM_OUTLINED, on_click=_call(actions.live))
-        self._still = ft.FilledButton("Take photo", ft.Icons.CAMERA_ALT_OUTLINED, on_click=_call(actions.still))
+        self._open = ft.FilledButton("Open photos", ft.Icons.ADD_PHOTO_ALTERNATE_OUTLINED, on_click=call(actions.open))
+        self._live = ft.FilledTonalButton("Live camera", ft.Icons.VIDEOCAM_OUTLINED, on_click=call(actions.live))
+        self._still = ft.FilledButton("Take photo", ft.Icons.CAMERA_ALT_OUTLINED, on_click=call(actions.still))
         self._switch = ft.IconButton(
-            _named(ft.Icons.CAMERASWITCH_OUTLINED, "Switch camera"), on_click=_call(actions.switch_camera)
+            named(ft.Icons.CAMERASWITCH_OUTLINED, "Switch camera"), on_click=call(actions.switch_camera)
         )
         self._mirror = ft.IconButton(
-            _named(ft.Icons.FLIP_OUTLINED, "Mirror"), selected=False, on_click=_call(actions.mirror)
+            named(ft.Icons.FLIP_OUTLINED, "Mirror"), selected=False, on_click=call(actions.mirror)
         )
         self._camera_tools = ft.Row(
             [self._switch, self._mirror], spacing=0, tight=True, alignment=ft.MainAxisAlignment.CENTER, visible=False
         )
-        self._save = ft.PopupMenuButton(
-            **MENU,
-            content=_save_face(),
-            items=[ft.PopupMenuItem(text, on_click=_call(actions.save, saving)) for saving, text in SAVINGS.items()],
-        )
+        self._save = pieces.save_menu(actions.save)
         self._model_name = ft.Text("", size=14, expand=True)
         self._model_arrow = ft.Icon(ft.Icons.ARROW_DROP_DOWN_ROUNDED, size=20)
-        self._model = ft.PopupMenuButton(**MENU, content=_field(self._model_name, self._model_arrow))
+        self._model = ft.PopupMenuButton(**pieces.MENU, content=pieces.field(self._model_name, self._model_arrow))
         self._models_shown: object = None
-        self._theme = ft.PopupMenuButton(
-            **MENU,
-            icon=_named(ft.Icons.BRIGHTNESS_AUTO_OUTLINED, "Theme"),
-            items=[
-                ft.PopupMenuItem(text, icon=icon, on_click=_call(actions.theme, mode))
-                for mode, (text, icon) in THEMES.items()
-            ],
-        )
+        self._theme = pieces.theme_menu(actions.theme)
         self._times = ft.Text("", size=13, color=ft.Colors.ON_SURFACE_VARIANT)
         self._strip = ft.Row([], spacing=8, scroll=ft.ScrollMode.AUTO, visible=False)
         self._strip_shown: object = None
-        self._legend = ft.Image(
-            pictures.gradient_png(COLORMAPS[0]),
-            height=6,
-            fit=ft.BoxFit.FILL,
-            border_radius=3,
-            exclude_from_semantics=True,
-        )
+        self._legend = pieces.legend(COLORMAPS[0])
 
     def refresh(self, session: Session, cameras: int, mirrored: bool, theme: ft.ThemeMode) -> None:
         """Show the state of the session."""
@@ -139,7 +94,7 @@ class Panel:
         self._save.opacity = 0.4 if self._save.disabled else 1
         self._live.disabled = self._open.disabled = not session.ready
         self._refresh_models(session)
-        self._theme.icon = _named(THEMES[theme][1], "Theme")
+        self._theme.icon = pieces.theme_icon(theme)
         self._legend.src = pictures.gradient_png(session.colormap)
         self._refresh_strip(session, live)
         self.refresh_times(session)
@@ -161,9 +116,9 @@ class Panel:
             [
                 ft.Column([self._open, self._still, self._live], spacing=10, horizontal_alignment=STRETCH),
                 self._camera_tools,
-                _group("Compare", self._compare, self._mix_row),
-                _group("Colors", *self._swatch_rows(2)),
-                _group("Model", self._model, self._times),
+                pieces.group("Compare", self._compare, self._mix_row),
+                pieces.group("Colors", *self._swatch_rows(2)),
+                pieces.group("Model", self._model, self._times),
                 self._save,
             ],
             spacing=22,
@@ -230,17 +185,6 @@ class Panel:
         swatches = list(self._swatches.values())
         return [ft.Row([*swatches[start : start + columns]], spacing=8) for start in range(0, len(swatches), columns)]
 
-    def _swatch(self, name: str) -> ft.Semantics:
-        strip = _strip_of(name, height=22, radius=6)
-        face = ft.Container(
-            ft.Column([strip, ft.Text(look.NAMES[name], size=12)], spacing=4, horizontal_alignment=STRETCH, tight=True),
-            padding=6,
-            border_radius=10,
-            ink=True,
-            on_click=_call(self._actions.colormap, name),
-        )
-        return ft.Semantics(content=face, button=True, container=True, expand=True)
-
     def _refresh_models(self, session: Session) -> None:
         several = len(session.choices) > 1
         self._model_name.value = session.choice.label if session.choice else "No model"
@@ -254,7 +198,7 @@ class Panel:
         """Flutter's own checked items do not react to screen readers on the web, so that the check is an icon."""
         check, choice = ft.Icons.CHECK_ROUNDED, session.choices[index]
         icon = check if choice == session.choice else ft.Icon(check, opacity=0)
-        return ft.PopupMenuItem(choice.label, icon=icon, on_click=_call(self._actions.model, index))
+        return ft.PopupMenuItem(choice.label, icon=icon, on_click=call(self._actions.model, index))
 
     def _refresh_strip(self, session: Session, live: bool) -> None:
         """What is pressed while it is being replaced does nothing, so that only a change replaces it."""
@@ -264,76 +208,5 @@ class Panel:
             self._strip.controls = [self._thumb(session, index) for index in range(len(session.shots))]
 
     def _thumb(self, session: Session, index: int) -> ft.Control:
-        """A photo to press; the one on the stage has a cross that takes it out."""
-        shot, chosen = session.shots[index], index == session.current
-        face = ft.Container(
-            ft.Image(shot.thumbnail, width=52, height=52, fit=ft.BoxFit.COVER, exclude_from_semantics=True),
-            border=ft.Border.all(2, ft.Colors.PRIMARY if chosen else ft.Colors.TRANSPARENT),
-            border_radius=10,
-            clip_behavior=ft.ClipBehavior.ANTI_ALIAS,
-            on_click=_call(self._actions.show, index),
-        )
-        named = ft.Semantics(content=face, label=shot.name, button=True, selected=chosen, container=True)
-        cross = ft.Container(
-            ft.Icon(ft.Icons.CLOSE_ROUNDED, size=14, color="#ffffff", semantics_label=f"Remove {shot.name}"),
-            bgcolor=ft.Colors.with_opacity(0.62, "#121116"),
-            border_radius=12,
-            padding=5,
-            on_click=_call(self._actions.remove, index),
-        )
-        corner = ft.Container(ft.Semantics(content=cross, button=True, container=True), right=4, top=4)
-        return ft.Stack([named, corner] if chosen else [named], width=56, height=56)
-
-
-MENU: dict[str, Any] = {
-    "tooltip": "",  # it would say what the button says already
-    "bgcolor": ft.Colors.SURFACE_CONTAINER_HIGH,
-    "menu_position": ft.PopupMenuPosition.UNDER,
-    "shape": ft.RoundedRectangleBorder(radius=12),
-}
-STRETCH = ft.CrossAxisAlignment.STRETCH
-
-
-def _call(action: Callable[..., object], *arguments: object) -> Callable[[object], object]:
-    """Leave the event out."""
-    return lambda _: action(*arguments)
-
-
-def _named(icon: ft.IconData, name: str) -> ft.Icon:
-    """An icon that screen readers can name; a tooltip would name what is around the button, not the button."""
-    return ft.Icon(icon, semantics_label=name)
-
-
-def _group(title: str, *controls: ft.Control) -> ft.Column:
-    return ft.Column([look.caption(title), *controls], spacing=8, horizontal_alignment=STRETCH)
-
-
-def _strip_of(colormap: str, height: int, radius: int) -> ft.Image:
-    picture = pictures.gradient_png(colormap)
-    return ft.Image(picture, height=height, fit=ft.BoxFit.FILL, border_radius=radius, exclude_from_semantics=True)
-
-
-def _field(*controls: ft.Control) -> ft.Container:
-    return ft.Container(
-        ft.Row([*controls]),
-        height=44,
-        padding=ft.Padding.only(left=14, right=10),
-        border=ft.Border.all(1, ft.Colors.OUTLINE_VARIANT),
-        border_radius=10,
-    )
-
-
-def _save_face() -> ft.Container:
-    color = ft.Colors.PRIMARY
-    return ft.Container(
-        ft.Row(
-            [ft.Icon(ft.Icons.DOWNLOAD_ROUNDED, size=18, color=color), ft.Text("Save", color=color)],
-            alignment=ft.MainAxisAlignment.CENTER,
-            spacing=8,
-            tight=True,
-        ),
-        height=40,
-        padding=ft.Padding.symmetric(horizontal=16),
-        border=ft.Border.all(1, ft.Colors.OUTLINE),
-        border_radius=20,
-    )
+        show, remove = partial(self._actions.show, index), partial(self._actions.remove, index)
+        return pieces.thumb(session.shots[index], index == session.current, show, remove)

@@ -193,6 +193,35 @@ def test_a_camera_that_ends_says_so():
         asyncio.run(look())
 
 
+def test_a_browsers_camera_leaves_the_page_only_after_the_still_that_is_under_way():
+    pytest.importorskip("flet_camera", reason="NOT TESTED: flet is not installed: pip install 'delta-depth[flet]'")
+    from delta_flet.client_camera import ClientCamera
+
+    async def look() -> list[str]:
+        order, asked, answer = [], asyncio.Event(), asyncio.Event()
+
+        async def take_picture() -> bytes:
+            asked.set()
+            await answer.wait()
+            order.append("still")
+            return b""
+
+        camera = ClientCamera(turns_frames=False)
+        camera._control = SimpleNamespace(take_picture=take_picture)
+        camera._hold = lambda _: order.append("gone")
+        frame = asyncio.create_task(camera.frame())
+        await asked.wait()
+        frame.cancel()
+        closing = asyncio.create_task(camera.close())
+        await asyncio.sleep(0.01)
+        assert order == []
+        answer.set()
+        await closing
+        return order
+
+    assert asyncio.run(look()) == ["still", "gone"]
+
+
 class Picked:
     """Flet's file dialog, as it answers: two files, of which a browser fails to send the second."""
 

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -12,11 +11,11 @@ from pathlib import Path
 import flet as ft
 
 from delta import bundled
-from delta.errors import DeltaError
 from delta.images import read_photo
 from delta_flet import look, messages, pictures
 from delta_flet.desktop_camera import DesktopCamera
-from delta_flet.frames import Camera, CameraInfo, CameraTrouble, Frame
+from delta_flet.frames import Camera
+from delta_flet.live import LiveView
 from delta_flet.models import find_models
 from delta_flet.panel import Actions, Panel
 from delta_flet.picking import PhotoPicker
@@ -25,7 +24,6 @@ from delta_flet.stage import Stage
 
 PHONE_THREADS = 2  # more would reach a phone's slow cores, which the others then wait for
 SAMPLES = 4
-TIMES_EVERY_S = 0.5  # numbers that change faster cannot be read
 
 
 class DeltaApp:
@@ -37,13 +35,8 @@ class DeltaApp:
         self.threads = PHONE_THREADS if _is_phone(page) else 0
         self.stage = Stage(self.set_mix)
         self.panel = Panel(self._actions())
-        self.camera, camera_control = _camera_of(page)
-        self.camera_info: CameraInfo | None = None
-        self.camera_index, self.mirrored = 0, False
+        self._camera, camera_control = _camera_of(page)
         self._work = asyncio.Lock()  # one prediction at a time
-        self._live_task: asyncio.Task[None] | None = None
-        self._starting = False
-        self._times_shown_s = 0.0
         self._wide: bool | None = None
         self._root = ft.Container(ft.ProgressRing(), expand=True, alignment=ft.Alignment.CENTER)
         page.title, page.padding = "Delta", 0
@@ -54,6 +47,8 @@ class DeltaApp:
     async def start(self) -> None:
         """Load the model, then show the welcome."""
         self.session = await asyncio.to_thread(Session, find_models(sys.argv[1:], os.environ), self.threads)
+        self.live = LiveView(self._camera, self.session, self.stage, self._work)
+        self.live.on_change, self.live.on_times, self.live.on_end = self._refresh, self._tell_times, self._show_answer
         self.page.on_resize = lambda _: self._arrange()
         self.page.on_disconnect = self.page.on_close = self._forget
         self._arrange()
@@ -82,13 +77,12 @@ class DeltaApp:
     async def choose_model(self, index: int) -> None:
         """Load another size; the camera waits meanwhile."""
         was_live = self.session.phase is Phase.LIVE
-        if was_live:
-            await self._stop_live()
+        await self.live.stop()
         async with self._working():
             opened = await asyncio.to_thread(self.session.choose_model, self.session.choices[index])
         await self._show_answer()
         if was_live and opened:
-            await self.toggle_live()
+            await self.live.start()
 
     async def set_colormap(self, name: str) -> None:
         """Paint in other colors."""
@@ -120,34 +114,14 @@ class DeltaApp:
         if await self.picker.save(name, content):
             self.page.show_dialog(look.notice(f"Saved {name}", bool(self._wide)))
 
-    async def toggle_live(self) -> None:
-        """Start the camera, or stop it; it is started once, however long a person thinks about allowing it."""
-        if self.session.phase is Phase.LIVE:
-            await self._stop_live()
-        elif not self._starting:
-            await self._start_live()
-
     async def take_still(self) -> None:
         """Keep what the camera sees as a photo."""
-        if self.session.take_still(self.mirrored):
-            await self._stop_live()
+        if self.session.take_still(self.live.mirrored):
+            await self.live.stop()
             await self.show(len(self.session.shots) - 1)
 
-    async def switch_camera(self) -> None:
-        """Look through the next camera."""
-        self._starting = True
-        await self._stop_live()
-        self.camera_index += 1
-        await self._start_live()
-
-    def toggle_mirror(self) -> None:
-        """Show the camera as in a mirror, or as others see it."""
-        self.mirrored = not self.mirrored
-        self._refresh()
-
     async def _add(self, files: Sequence[tuple[str, bytes | None]]) -> None:
-        if self.session.phase is Phase.LIVE:
-            await self._stop_live()
+        await self.live.stop()
         self.session.forget_trouble("photo")
         first = len(self.session.shots)
         async with self._working():
@@ -157,61 +131,14 @@ class DeltaApp:
                 await asyncio.to_thread(self.session.show, first)
         await self._show_answer()
 
-    async def _run_live(self) -> None:
-        """Predict and show frame after frame; the next is fetched meanwhile, the screen is waited for."""
-        upcoming = asyncio.create_task(self.camera.frame())
-        try:
-            while self.session.phase is Phase.LIVE:
-                frame, upcoming = await upcoming, asyncio.create_task(self.camera.frame())
-                await self._show_live(frame)
-        except DeltaError as trouble:
-            self.session.stop_live(trouble)
-        except TimeoutError:  # nobody has seen the last frame for long: the window is gone
-            self.session.stop_live()
-        finally:
-            await _abandon(upcoming)
-            await self.camera.close()
-        await self._show_answer()
-
-    async def _show_live(self, frame: Frame) -> None:
-        async with self._work:
-            depth = await asyncio.to_thread(self.session.live, frame, time.perf_counter())
-        start, (height, width) = time.perf_counter(), frame.pixels.shape[:2]
-        photo = frame.encoded or (width, height, pictures.as_rgba(frame.pixels))
-        await self.stage.show_live(photo, depth, width / height)
-        now_s = time.perf_counter()
-        self.session.shown((now_s - start) * 1000, now_s)
-        if now_s - self._times_shown_s > TIMES_EVERY_S:
-            self._times_shown_s = now_s
-            self.panel.refresh_times(self.session)
-            self.page.update()
-
-    async def _start_live(self) -> None:
-        self._starting = True
-        self.stage.set_busy(True)
-        self._refresh()
-        try:
-            self.camera_info = await self.camera.open(self.camera_index)
-        except CameraTrouble as trouble:
-            self.session.stop_live(trouble)
-        else:
-            self.mirrored = self.camera_info.mirrored
-            self.session.go_live()
-            self._live_task = asyncio.create_task(self._run_live())
-        self._starting = False
-        self.stage.set_busy(False)
-        self._refresh()
-
-    async def _stop_live(self) -> None:
-        self.session.stop_live()
-        if self._live_task:
-            await self._live_task
-        self._live_task = None
-
     async def _forget(self, _: object) -> None:
         """Stop the camera when the window or tab is gone."""
         if self.session.phase is Phase.LIVE:
             self.session.stop_live()
+
+    def _tell_times(self) -> None:
+        self.panel.refresh_times(self.session)
+        self.page.update()
 
     async def _show_answer(self) -> None:
         answer = self.session.answer
@@ -241,14 +168,14 @@ class DeltaApp:
         live = session.phase is Phase.LIVE
         self.panel.refresh(
             session,
-            self.camera_info.count if self.camera_info else 0,
-            self.mirrored,
+            self.live.cameras,
+            self.live.mirrored,
             self.page.theme_mode or ft.ThemeMode.SYSTEM,
         )
         self.stage.arrange(session.comparison, session.mix)
         self._refresh_message()
         self.stage.set_pictures(
-            not self.stage.message.visible and session.phase is not Phase.EMPTY, live and self.mirrored
+            not self.stage.message.visible and session.phase is not Phase.EMPTY, live and self.live.mirrored
         )
         self.page.update()
 
@@ -258,7 +185,7 @@ class DeltaApp:
         message.visible = True
         if trouble:
             message.content = messages.trouble_card(trouble, self._ways_out(trouble))
-        elif session.phase is Phase.EMPTY and not self._starting:
+        elif session.phase is Phase.EMPTY and not self.live.starting:
             message.content = messages.welcome(_samples(), self._sample_chosen)
         else:
             message.visible = False
@@ -274,7 +201,7 @@ class DeltaApp:
             self._refresh()
 
         if trouble.part == "camera":
-            return {"Try again": lambda: run(self.toggle_live), "Close": close}
+            return {"Try again": lambda: run(self.live.toggle), "Close": close}
         if trouble.part == "model" and session.choice:
             index = session.choices.index(session.choice)
             return {"Try again": lambda: run(self.choose_model, index)}
@@ -287,10 +214,10 @@ class DeltaApp:
         run = self.page.run_task
         return Actions(
             open=lambda: run(self.open_photos),
-            live=lambda: run(self.toggle_live),
+            live=lambda: run(self.live.toggle),
             still=lambda: run(self.take_still),
-            switch_camera=lambda: run(self.switch_camera),
-            mirror=self.toggle_mirror,
+            switch_camera=lambda: run(self.live.switch_camera),
+            mirror=lambda: self.live.toggle_mirror(),
             save=lambda saving: run(self.save, saving),
             colormap=lambda name: run(self.set_colormap, name),
             comparison=self.set_comparison,
@@ -330,12 +257,6 @@ def _camera_of(page: ft.Page) -> tuple[Camera, list[ft.Control]]:
         camera = ClientCamera(turns_frames=not page.web and page.platform is ft.PagePlatform.ANDROID)
         return camera, [camera.holder]
     return DesktopCamera(), []
-
-
-async def _abandon(task: asyncio.Task[Frame]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError, DeltaError):
-        await task
 
 
 @cache

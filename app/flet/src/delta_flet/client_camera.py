@@ -28,6 +28,7 @@ class ClientCamera:
         self._orientation = ""
         self._streams = False
         self._newest: asyncio.Queue[bytes] = asyncio.Queue(maxsize=1)
+        self._taking: asyncio.Task[bytes] | None = None
 
     async def open(self, index: int) -> CameraInfo:
         """Start the camera with this number, counted around where there are fewer."""
@@ -55,7 +56,11 @@ class ClientCamera:
         return Frame(pixels=upright(pixels, turns), encoded=b"" if turns else encoded)
 
     async def close(self) -> None:
-        """Stop the camera."""
+        """Stop the camera, once the still that is under way is there."""
+        if self._taking:  # an answer to a control that is gone would end Flet's connection
+            with contextlib.suppress(RuntimeError, TimeoutError):
+                await asyncio.wait_for(self._taking, WAIT_S)
+        self._taking = None
         if self._control and self._streams:
             with contextlib.suppress(RuntimeError, TimeoutError):  # the client is gone, and its camera with it
                 await self._control.stop_image_stream()
@@ -87,7 +92,8 @@ class ClientCamera:
             return await self._newest.get()
         if self._control is None:
             raise CameraTrouble("the camera was stopped", "start it again")
-        return await self._control.take_picture()
+        self._taking = asyncio.create_task(self._control.take_picture())
+        return await asyncio.shield(self._taking)
 
     def _hold(self, controls: list[ft.Control]) -> None:
         self.holder.controls = controls

@@ -1,6 +1,7 @@
 """The web app in a real Chromium: a bundle, the site built from it, a server to stop, and pages to drive."""
 
 import base64
+import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from delta import bundled
+from delta.bundle import BundleCard, ModelFile, choose_model, write_bundle_card
 from delta.errors import DeltaError
 from delta.images import read_photo
 from delta_pipelines import app_browser
@@ -212,3 +214,24 @@ def png_photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("photo") / "a lighthouse.png"
     Image.fromarray(read_photo(bundled.PHOTOS / "kodak_0013.jpg")).resize((300, 200)).save(path)
     return path
+
+
+@pytest.fixture
+def two_models(tmp_path: Path) -> Path:
+    """A bundle that costs nothing: the bundled student twice, the larger one listed first. Its sizes are made up."""
+    content, folder = choose_model(bundled.STUDENT).read_bytes(), tmp_path / "two"
+    folder.mkdir()
+    facts: dict[str, Any] = {
+        "precision": "fp32",
+        "batch": 1,
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "receipt": {},
+    }
+    models = []
+    for file, size_px in {"large.onnx": (256, 256), "small.onnx": (128, 192)}.items():
+        (folder / file).write_bytes(content)
+        models.append(ModelFile(file=file, size_px=size_px, **facts))
+    card = BundleCard(student={}, teacher="nobody", licence="Apache-2.0", models=tuple(models), made_with={})
+    write_bundle_card(folder, card)
+    return folder

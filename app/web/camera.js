@@ -9,6 +9,9 @@ export class Camera {
   #video;
   #stream = null;
   #device = 0;
+  #presented = 0; // frames that the video has shown
+  #taken = 0; // what #presented was at the last `next`
+  #arrived = () => {};
   facing = "environment";
   canTurn = false;
 
@@ -35,12 +38,29 @@ export class Camera {
       throw cameraTrouble(error);
     });
     this.canTurn = (await cameras()).length > 1;
+    this.#watch(this.#stream);
+  }
+
+  #watch(stream) {
+    this.#presented = this.#taken = 0;
+    const ask = (note) => {
+      if (this.#video.requestVideoFrameCallback) this.#video.requestVideoFrameCallback(note);
+      else requestAnimationFrame(() => note(0, { presentedFrames: this.#presented + 1 }));
+    };
+    const note = (_, { presentedFrames }) => {
+      if (this.#stream !== stream) return;
+      this.#presented = presentedFrames;
+      this.#arrived();
+      ask(note);
+    };
+    ask(note);
   }
 
   close() {
     for (const track of this.#stream?.getTracks() ?? []) track.stop();
     this.#stream = null;
     this.#video.srcObject = null;
+    this.#arrived();
   }
 
   /** Choose the other side; devices that name no sides take turns. */
@@ -56,11 +76,10 @@ export class Camera {
     return { ...SIZE, deviceId: { ideal: known[this.#device % known.length].deviceId } };
   }
 
-  /** Wait for the next frame; resolves to how many were presented so far. */
+  /** Wait for a frame that was not taken yet, or for the camera's end; resolves to how many were presented so far. */
   async next() {
-    const video = this.#video;
-    if (!video.requestVideoFrameCallback) return new Promise((resolve) => requestAnimationFrame(() => resolve(0)));
-    return new Promise((resolve) => video.requestVideoFrameCallback((_, { presentedFrames }) => resolve(presentedFrames)));
+    if (this.#taken === this.#presented) await new Promise((resolve) => (this.#arrived = resolve));
+    return (this.#taken = this.#presented);
   }
 
   /** Take the current frame twice without copying pixels: one to hand to the worker, one to keep. */

@@ -93,7 +93,7 @@ async function predict({ source, live }) {
   if (!live) steady = new SteadyRange();
   last = { width, height, map, range, live };
   const copy = map.slice();
-  const result = { map: copy, mapWidth: graph.width, mapHeight: graph.height, width, height, range, times };
+  const result = { map: copy, mapWidth: graph.width, mapHeight: graph.height, width, height, range, live, times };
   return { result, transfer: [copy.buffer] };
 }
 

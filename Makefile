@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow lint students constraints clean
+.PHONY: help demo test test-slow test-app lint students constraints clean
 
 # The first Python on PATH that is new enough; `make PYTHON=/path/to/python3.12 ...` overrides the choice.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -24,6 +24,13 @@ test: .venv/test.stamp ## check style and import contracts, run the fast tests (
 	@$(RUN) -m ruff format --check --quiet
 	@echo "pytest: import contracts and the fast tests"
 	@$(RUN) -m pytest -n 2 -q
+
+test-app: .venv/test.stamp ## drive the apps in a real browser (Chromium has to be installed)
+	@command -v "$${DELTA_CHROMIUM:-chromium}" >/dev/null || { \
+	  echo "make test-app needs Chromium: apt-get install chromium, or name one with DELTA_CHROMIUM=/path/to/chrome." >&2; \
+	  exit 1; }
+	@echo "pytest: the apps in a browser"
+	@$(RUN) -m pytest tests/app -m app --timeout=300 -q
 
 test-slow: .venv/test.stamp ## run the tests that take minutes
 	@echo "pytest: the slow tests"

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from email.parser import HeaderParser
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
-SOURCE_ROOTS = [str(ROOT), str(ROOT / "cache"), str(ROOT / "pipelines")]
+SOURCE_ROOTS = [str(ROOT), str(ROOT / "cache"), str(ROOT / "pipelines"), str(ROOT / "app" / "flet" / "src")]
 
 # Also what an untracked file would be blamed for once it is committed.
 REPOSITORY_FILES = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -61,6 +62,24 @@ print(json.dumps(sorted(sys.modules)))
 def test_imports_follow_the_drawing_of_the_rooms():
     done = run_python("-c", "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+IMPORTED_BY_THE_FLET_APP = """
+import grimp, json
+graph = grimp.build_graph("delta_flet", "delta", cache_dir=None)
+found = [graph.find_modules_directly_imported_by(name) for name in graph.find_descendants("delta_flet")]
+print(json.dumps(sorted(name for name in set().union(*found) if name.partition(".")[0] == "delta")))
+"""
+
+
+def test_the_flet_app_imports_of_delta_only_what_predicting_needs():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    predicting = next(found for found in settings["contracts"] if found["name"].startswith("Predicting"))
+    done = run_python("-c", IMPORTED_BY_THE_FLET_APP)
+    assert done.returncode == 0, done.stderr
+    imported = set(json.loads(done.stdout))
+    assert "delta.predict" in imported
+    assert imported <= set(predicting["source_modules"])
 
 
 def test_importing_the_predictor_loads_neither_torch_nor_transformers():

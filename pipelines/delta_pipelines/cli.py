@@ -12,6 +12,7 @@ import typer
 
 from delta import __version__
 from delta_pipelines import cli_evaluate, cli_export, cli_train
+from delta_pipelines.cli_app import app_commands
 from delta_pipelines.cli_bench import bench
 from delta_pipelines.cli_cache import cache
 from delta_pipelines.options import Device, Teacher
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(cache, name="cache")
 app.add_typer(bench, name="bench")
+app.add_typer(app_commands, name="app")
 cli_train.register(app)
 cli_evaluate.register(app)
 cli_export.register(app)

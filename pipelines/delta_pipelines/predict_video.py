@@ -1,7 +1,6 @@
 """Depth of a video, frame by frame, with colors that stay steady; PyAV decodes and encodes."""
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -14,33 +13,11 @@ from delta.colormaps import colorize
 from delta.errors import DeltaError
 from delta.files import write_aside
 from delta.predict import DepthPredictor
+from delta.steady_range import SteadyRange
 from delta_pipelines.predict_photos import Throughput, Wanted, write_maps
 
 SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
-SMOOTHING_S = 1.0  # time constant with which the range of the colors follows the scene
 CODECS = ("libx264", "libopenh264", "mpeg4")  # the first that this PyAV has
-
-
-class SteadyRange:
-    """The range of disparities that the colors span: it follows the scene slowly, and starts anew where one is cut.
-
-    The 2nd and 98th percentile of each frame are smoothed exponentially; a frame whose range does not touch the
-    smoothed one is taken for a cut.
-    """
-
-    def __init__(self, smoothing_s: float = SMOOTHING_S) -> None:
-        self._smoothing_s = smoothing_s
-        self._range: np.ndarray | None = None
-
-    def follow(self, disparity: np.ndarray, elapsed_s: float) -> tuple[float, float]:
-        """Take in a frame, `elapsed_s` after the last one, and return the range to paint it with."""
-        finite = disparity[np.isfinite(disparity)]
-        found = np.percentile(finite.astype(np.float64), [2, 98]) if finite.size else np.array([0.0, 1.0])
-        if self._range is None or found[0] > self._range[1] or found[1] < self._range[0]:
-            self._range = found
-        share = 1 - math.exp(-max(elapsed_s, 0.0) / self._smoothing_s)
-        self._range = self._range + share * (found - self._range)
-        return float(self._range[0]), float(self._range[1])
 
 
 def is_video(path: Path) -> bool:

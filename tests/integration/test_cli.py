@@ -36,6 +36,9 @@ COMMANDS = {
     ("predict",): ("BUNDLE|MODEL.onnx", "PHOTO|FOLDER|VIDEO", "--output", "--depth-only", "--npy", "--ply", "--view"),
     ("bench", "ladder"): ("PHOTOS", "DATA", "--output", "--recipe", "--teacher", "--set", "--device", "--json"),
     ("bench", "latency"): ("MODEL|RUN", "--teacher", "--recipe", "--set", "--json"),
+    ("bench", "app"): ("BUNDLE|MODEL.onnx", "--precision", "--runtime", "--recipe", "--set", "--json"),
+    ("app", "build"): ("BUNDLE|MODEL.onnx", "--output", "-o", "--precision", "--runtime", "--no-webgpu", "--json"),
+    ("app", "serve"): ("BUNDLE|MODEL.onnx", "--https", "--port", "--precision", "--runtime", "--no-webgpu"),
     ("demo",): ("--out", "--photos", "--teacher", "--device"),
 }
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from delta.predict import DepthPredictor, load_disparity_png16
-from delta_pipelines.predict_video import SteadyRange
+from delta.steady_range import SteadyRange
 
 FRAMES, RATE, HEIGHT, WIDTH = 12, 10, 72, 97
 

@@ -9,6 +9,7 @@ import pytest
 
 from delta.config import Config
 from delta.errors import DeltaError
+from delta_pipelines.bench_app import AppBenchRecipe
 from delta_pipelines.bench_latency import LatencyRecipe
 from delta_pipelines.cache_recipe import CacheRecipe
 from delta_pipelines.evaluate_recipe import EvaluateRecipe
@@ -18,6 +19,7 @@ from delta_pipelines.recipe import load_recipe, shipped_recipes
 from delta_pipelines.train_recipe import TrainRecipe
 
 KINDS: dict[str, type[Config]] = {
+    "app": AppBenchRecipe,
     "cache": CacheRecipe,
     "evaluate": EvaluateRecipe,
     "export": ExportRecipe,

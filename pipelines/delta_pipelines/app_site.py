@@ -26,7 +26,7 @@ FORMAT = "delta-site"
 LIST = "build.json"
 INSTALLED, CHECKOUT = Path(__file__).with_name("web"), Path(__file__).parents[2] / "app" / "web"
 LEFT_OUT = (".wat", ".txt")  # sources and what is copied elsewhere
-COMPACT: dict[str, Callable[[str], str]] = {
+COMPACT: dict[str, Callable[[str], Any]] = {  # text to text; the minifiers' own types say bytes too
     ".js": lambda text: rjsmin.jsmin(text, keep_bang_comments=True),
     ".css": rcssmin.cssmin,
     ".html": lambda text: "\n".join(line.strip() for line in text.splitlines()),
@@ -100,7 +100,7 @@ def site_files(models: Sequence[AppModel], *, runtime: Path | None, webgpu: bool
     names = app_runtime.WASM_FILES + (app_runtime.WEBGPU_FILES if webgpu else ())
     files |= {f"ort/{name}": content for name, content in app_runtime.runtime_files(names, runtime).items()}
     files["ort/LICENSE.txt"] = web_folder() / "runtime-license.txt"
-    tables = {name: base64.b64encode(colormaps.color_table(name)).decode() for name in colormaps.COLORMAPS}
+    tables = {name: base64.b64encode(colormaps.color_table(name).tobytes()).decode() for name in colormaps.COLORMAPS}
     files["colormaps.json"] = json.dumps(tables).encode()
     for model in models:
         files[model.sidecar] = msgspec.json.encode(model.card)

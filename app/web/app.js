@@ -5,9 +5,10 @@ import { Engine, threadsFor } from "./engine.js";
 import { FrameTimes } from "./frames.js";
 import { colorTables, exampleList, listModels, modelCard } from "./models.js";
 import { loadPrefs, savePref } from "./prefs.js";
+import { bindNotice, complain, hideNotice, offerInstall, say, showOffline, showProgress, showReadout } from "./messages.js";
 import { registerWorker, watchInstall } from "./pwa.js";
 import { Stage, drawRamp } from "./stage.js";
-import { Trouble, asTrouble } from "./trouble.js";
+import { Trouble } from "./trouble.js";
 import { COLORMAPS, colorTable } from "./disparity.js";
 import { bindDrops, bindKeys, bindMenu, bindSheet, find, notify, setTheme, showFacts } from "./controls.js";
 import { canShareFiles, download, fileName, share } from "./saving.js";
@@ -26,7 +27,6 @@ let photo = null; // { bitmap, name, kind }: what is shown when the camera is no
 let ready = null; // promise of the running engine
 let running = null; // what showEngine was told
 let live = null; // token of the running camera loop
-let retry = null; // what "Try again" does
 
 // ── start ──
 
@@ -221,14 +221,6 @@ function showRate({ fps, due }, { times: { infer } }) {
   body.fps = fps.toFixed(1);
 }
 
-function showReadout(took, rate) {
-  find("readout").hidden = false;
-  find("ms").textContent = took;
-  find("fps").textContent = rate;
-  find("rate").textContent = `${took} ${rate}`;
-  find("save").disabled = false;
-}
-
 function stopLive() {
   if (!live) return;
   live = null;
@@ -275,47 +267,7 @@ async function save(kind) {
   }
 }
 
-// ── what is said ──
-
-function say(text) {
-  find("state").textContent = text;
-}
-
-function complain(error, again) {
-  const trouble = asTrouble(error);
-  find("progress").hidden = true;
-  Object.assign(body, { state: "error", error: trouble.code });
-  find("notice-title").textContent = trouble.message;
-  find("notice-hint").textContent = trouble.hint;
-  find("notice").hidden = false;
-  retry = again;
-  say("");
-  console.info(`delta: ${trouble.code}: ${trouble.detail}`);
-}
-
-function hideNotice() {
-  find("notice").hidden = true;
-  delete body.error;
-  if (body.state === "error") body.state = "ready";
-}
-
-function showProgress({ stage: step, share }) {
-  const bar = find("progress");
-  bar.hidden = false;
-  bar.setAttribute("aria-valuenow", Math.round(100 * (step === "preparing" ? 1 : share)));
-  bar.firstElementChild.style.setProperty("--share", `${step === "preparing" ? 100 : 100 * share}%`);
-  if (step === "preparing") say("Preparing the model");
-}
-
-function showOffline(state, activate) {
-  body.offline = state;
-  if (state === "update") notify("A new version is here", "Reload", activate);
-}
-
-function offerInstall(ask) {
-  find("install").hidden = !ask;
-  find("install").onclick = ask;
-}
+// ── controls ──
 
 function showLive(on) {
   find("live").querySelector("use").setAttribute("href", on ? "#i-stop" : "#i-camera");
@@ -325,8 +277,6 @@ function showLive(on) {
   find("turn").hidden = !on || !camera.canTurn;
   if (!on) find("readout").hidden = true;
 }
-
-// ── controls ──
 
 function showChoices(tables) {
   find("model").replaceChildren(...models.map(({ id, name }) => new Option(name, id)));
@@ -399,11 +349,7 @@ function bindControls() {
     });
   }
   find("theme").addEventListener("click", nextTheme);
-  find("notice-close").addEventListener("click", hideNotice);
-  find("notice-retry").addEventListener("click", () => {
-    hideNotice();
-    Promise.resolve(retry?.()).catch(() => {});
-  });
+  bindNotice();
   bindMenu(save);
   bindSheet(() => running && showFacts(running, body));
   bindKeys({ open: () => find("file").click(), toggleLive, freeze, save: () => save("depth"), chooseView, nextMap, nextTheme });

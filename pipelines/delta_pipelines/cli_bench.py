@@ -55,7 +55,7 @@ def ladder(
     photos: Annotated[str, typer.Argument(metavar="PHOTOS", help="Photos to distil on.")],
     data: Annotated[Path, typer.Argument(metavar="DATA", help="A benchmark with measured depth, as for evaluate.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Stores, runs and the report.")],
-    recipe: Annotated[str, typer.Option(help="TOML file, or a shipped ladder: ladder, curve.")] = "ladder",
+    recipe: Annotated[str, typer.Option(help="TOML file, or a shipped ladder: ladder, curve, stages.")] = "ladder",
     teacher: Teacher = None,
     overrides: Overrides = None,
     device: Device = "auto",

@@ -25,7 +25,7 @@ KINDS: dict[str, type[Config]] = {
     "export": ExportRecipe,
     "latency": LatencyRecipe,
     **dict.fromkeys(("student", "smoke", "cpu-small", "gpu-full", "seed", "delta-xs", "delta-s", "demo"), TrainRecipe),
-    **dict.fromkeys(("ladder", "curve"), LadderRecipe),
+    **dict.fromkeys(("ladder", "curve", "stages"), LadderRecipe),
 }
 
 

@@ -3,10 +3,12 @@
 export const find = (id) => document.getElementById(id);
 
 const THEMES = { auto: "as the system", light: "light", dark: "dark" };
+const DARK_WHEN = { auto: "(prefers-color-scheme: dark)", light: "not all", dark: "all" };
 const GROUNDS = { light: "#f3f2ee", dark: "#0d0e12" };
 
 export function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
+  find("dark").media = DARK_WHEN[theme];
   find("theme").setAttribute("aria-label", `Theme: ${THEMES[theme]}`);
   find("theme").querySelector("use").setAttribute("href", `#i-${theme}`);
   for (const meta of document.querySelectorAll('[name="theme-color"]')) {

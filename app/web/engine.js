@@ -65,9 +65,8 @@ export class Engine {
         timer = setTimeout(() => reject(new Trouble("timeout")), START_TIMEOUT_MS[backend]);
       };
     });
-    const colormaps = new URL("./colormaps.json", import.meta.url).href;
     try {
-      return await Promise.race([this.#ask("start", { model, backend, threads, colormaps }), tooLate]);
+      return await Promise.race([this.#ask("start", { model, backend, threads }), tooLate]);
     } finally {
       clearTimeout(timer);
     }

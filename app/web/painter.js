@@ -69,25 +69,32 @@ void main() {
   gl_Position = vec4(corner * 2.0 - 1.0, 0, 1);
 }`;
 
-// Float textures are not filtered everywhere, so the four neighbors are mixed here: values, not colors.
-const FRAGMENT = `#version 300 es
-precision highp float;
+/** GLSL: the map between its pixels, and where in its range a value lies. Float textures are not filtered everywhere, so
+ * the four neighbors are mixed here: values, not colors. */
+export const READ_MAP = `
 uniform highp sampler2D map;
-uniform mediump sampler2D colors;
-uniform vec2 range;
-in vec2 at;
-out vec4 color;
+uniform highp vec2 range;
 float value(ivec2 p) { return texelFetch(map, clamp(p, ivec2(0), textureSize(map, 0) - 1), 0).r; }
-void main() {
-  vec2 p = at * vec2(textureSize(map, 0)) - 0.5;
+float valueAt(vec2 place) {
+  vec2 p = place * vec2(textureSize(map, 0)) - 0.5;
   ivec2 i = ivec2(floor(p));
   vec2 f = p - floor(p);
   float top = mix(value(i), value(i + ivec2(1, 0)), f.x);
   float bottom = mix(value(i + ivec2(0, 1)), value(i + ivec2(1, 1)), f.x);
-  float d = mix(top, bottom, f.y);
-  float share = range.y > range.x ? clamp((d - range.x) / (range.y - range.x), 0.0, 1.0) : 0.5;
+  return mix(top, bottom, f.y);
+}
+float shareOf(float d) { return range.y > range.x ? clamp((d - range.x) / (range.y - range.x), 0.0, 1.0) : 0.5; }`;
+
+const FRAGMENT = `#version 300 es
+precision highp float;
+uniform mediump sampler2D colors;
+in vec2 at;
+out vec4 color;
+${READ_MAP}
+void main() {
+  float d = valueAt(at);
   bool bad = isnan(d) || isinf(d);
-  color = bad ? vec4(vec3(128.0 / 255.0), 1) : texelFetch(colors, ivec2(int(share * 255.0 + 0.5), 0), 0);
+  color = bad ? vec4(vec3(128.0 / 255.0), 1) : texelFetch(colors, ivec2(int(shareOf(d) * 255.0 + 0.5), 0), 0);
 }`;
 
 class GlPainter {

@@ -1,5 +1,7 @@
 /* What someone chose, kept in this browser; the address can say otherwise for one visit (`?view=side&map=viridis`). */
 
+import { COLORMAPS } from "./disparity.js";
+
 const KEY = "delta";
 const DEFAULTS = {
   theme: "auto",
@@ -13,7 +15,7 @@ const DEFAULTS = {
 
 const VALUES = {
   theme: ["auto", "light", "dark"],
-  map: ["spectral", "viridis", "inferno", "gray"],
+  map: COLORMAPS,
   view: ["depth", "side", "overlay", "slider", "relief"],
   engine: ["wasm", "webgpu"],
   threads: ["auto", "1", "2", "4"],

@@ -1,7 +1,7 @@
 /* The picture as a relief to look around: a grid pushed back by its depth, seen by a camera that a drag turns.
  * Straight ahead it is the photo itself, as every point moves along its own line of sight. */
 
-import { link, texture, uploadMap } from "./painter.js";
+import { READ_MAP, link, texture, uploadMap } from "./painter.js";
 
 const GRID = 320; // cells along the longer side
 const MAX_YAW = 0.28; // radians
@@ -11,24 +11,18 @@ const FOV = 0.9; // radians across the longer side
 
 const VERTEX = `#version 300 es
 precision highp float;
-uniform highp sampler2D map;
-uniform vec2 range, extent, turn;
+uniform vec2 extent, turn;
 uniform ivec2 grid;
 uniform float far, mirror;
 out vec2 at;
-float value(ivec2 p) { return texelFetch(map, clamp(p, ivec2(0), textureSize(map, 0) - 1), 0).r; }
+${READ_MAP}
 void main() {
   int cell = gl_VertexID / 6, corner = gl_VertexID % 6;
   ivec2 offset = corner == 0 ? ivec2(0, 0) : corner == 1 || corner == 3 ? ivec2(1, 0)
     : corner == 2 || corner == 5 ? ivec2(0, 1) : ivec2(1, 1);
   vec2 place = vec2(ivec2(cell % grid.x, cell / grid.x) + offset) / vec2(grid);
   at = place;
-  vec2 p = place * vec2(textureSize(map, 0)) - 0.5;
-  ivec2 i = ivec2(floor(p));
-  vec2 f = p - floor(p);
-  float d = mix(mix(value(i), value(i + ivec2(1, 0)), f.x), mix(value(i + ivec2(0, 1)), value(i + ivec2(1, 1)), f.x), f.y);
-  float near = range.y > range.x ? clamp((d - range.x) / (range.y - range.x), 0.0, 1.0) : 0.5;
-  float distance = 1.0 / mix(1.0 / far, 1.0, near);
+  float distance = 1.0 / mix(1.0 / far, 1.0, shareOf(valueAt(place)));
   vec3 point = vec3((place.x * 2.0 - 1.0) * extent.x * mirror, (1.0 - place.y * 2.0) * extent.y, -1.0) * distance;
   float pivot = 2.0 * far / (1.0 + far);
   point.z += pivot;

@@ -1,10 +1,9 @@
 /* What is on the stage: the photo, its depth, and how the two are laid over each other. */
 
+import { find } from "./controls.js";
 import { colorTable, describe } from "./disparity.js";
 import { makePainter } from "./painter.js";
 import { makeRelief } from "./relief.js";
-
-const find = (id) => document.getElementById(id);
 
 const TUNES = { overlay: "Blend", relief: "Relief" };
 

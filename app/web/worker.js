@@ -16,6 +16,7 @@ let ort;
 let session;
 let graph; // { width, height, input, output } of the model
 let resampler;
+let tables; // of colors, in base64
 let steady = new SteadyRange();
 let last = null; // what the render commands draw: { rgba, width, height, map, range, live }
 let lastAt = 0;
@@ -37,16 +38,16 @@ async function answer({ id, command, body }) {
   }
 }
 
-async function start({ model, backend, threads, colormaps }) {
+async function start({ model, backend, threads }) {
   const began = performance.now();
-  const [bytes, kernel, tables] = await Promise.all([
+  const [bytes, kernel, colors] = await Promise.all([
     download(model.url, model.bytes),
     fetchOk("./resample.wasm").then((found) => found.arrayBuffer()),
-    fetchOk(colormaps).then((found) => found.json()),
+    fetchOk("./colormaps.json").then((found) => found.json()),
   ]);
   const digest = await checkDigest(bytes, model.sha256);
   await loadKernel(kernel);
-  self.tables = tables;
+  tables = colors;
   report("preparing");
   ort = await openRuntime(backend, threads);
   session = await openSession(bytes, backend);
@@ -168,7 +169,7 @@ async function render({ kind, colormap }) {
     return { result: await encodeGray16(levels, width, height, texts) };
   }
   const range = last.live ? last.range : exactRange(map);
-  const colors = paintBytes(map, range, colorTable(self.tables[colormap]));
+  const colors = paintBytes(map, range, colorTable(tables[colormap]));
   if (kind === "depth") return { result: await encodeRgb(colors, width, height) };
   return { result: await encodeRgb(beside(resampler.input, colors, width, height), 2 * width, height) };
 }

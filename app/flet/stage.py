@@ -13,13 +13,13 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 NOT_FOR_PHONES = shutil.ignore_patterns("__pycache__", "images", "stage.py", "build", "README.md", "*.safetensors")
-SAMPLES = 4  # photos for the welcome; more would only make the app larger
 LIST_FILES = """
 import sys
 import delta_flet.desktop_camera, delta_flet.layout, delta_flet.session
 from delta import colormaps
+from delta_flet import pictures
 modules = [module.__file__ for name, module in sys.modules.items() if name.partition(".")[0] == "delta"]
-print(*modules, colormaps.TABLES_PATH, sep="\\n")
+print(*modules, colormaps.TABLES_PATH, *pictures.sample_photos(), sep="\\n")
 """
 
 
@@ -27,8 +27,7 @@ def stage(out: Path, bundle: Path | None = None) -> Path:
     """Write the copy to `out`, which must not hold anything yet, and return it."""
     shutil.copytree(HERE, out, ignore=NOT_FOR_PHONES)
     source, shipped = out / "src", ROOT / "delta" / "bundled"
-    photos = sorted((shipped / "photos").glob("*.jpg"))
-    for file in (*_files_of_delta(), *photos[:: max(1, len(photos) // SAMPLES)][:SAMPLES]):
+    for file in _files_of_delta():
         target = source / file.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
@@ -41,7 +40,7 @@ def stage(out: Path, bundle: Path | None = None) -> Path:
 
 
 def _files_of_delta() -> list[Path]:
-    """List what the app without its screen has loaded of Delta, and the data beside it."""
+    """List what the app without its screen has loaded of Delta, and the data and photos beside it."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE / "src")])}
     command = [sys.executable, "-c", LIST_FILES]
     done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=True)

@@ -4,13 +4,12 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import cache
 from pathlib import Path
 
 import flet as ft
 
-from delta import bundled
 from delta.images import read_photo
 from delta_flet import look, messages, pictures
 from delta_flet.desktop_camera import DesktopCamera
@@ -23,7 +22,6 @@ from delta_flet.session import Comparison, Phase, Saving, Session, Trouble
 from delta_flet.stage import Stage
 
 PHONE_THREADS = 2  # more would reach a phone's slow cores, which the others then wait for
-SAMPLES = 4
 
 
 class DeltaApp:
@@ -148,9 +146,7 @@ class DeltaApp:
         if answer and showing:
             photo = await asyncio.to_thread(pictures.for_screen, answer.photo)
             depth = await asyncio.to_thread(pictures.depth_for_screen, answer.disparity, self.session.colormap)
-            with contextlib.suppress(
-                TimeoutError
-            ):  # the window is gone, or hidden: it gets the picture when it is back
+            with contextlib.suppress(TimeoutError):  # a window that is hidden gets the picture when it is back
                 await self.stage.show_photo(photo, depth)
             self.stage.set_busy(False)
             self.page.update()
@@ -207,8 +203,16 @@ class DeltaApp:
             return {"Try again": lambda: run(self.choose_model, index)}
         return {"Close": close}
 
-    def _working(self) -> "_Working":
-        return _Working(self)
+    @contextlib.asynccontextmanager
+    async def _working(self) -> AsyncIterator[None]:
+        """Hold the one place for predictions, and say on the stage that something is under way."""
+        async with self._work:
+            self.stage.set_busy(True)
+            self.page.update()
+            try:
+                yield
+            finally:
+                self.stage.set_busy(False)
 
     def _actions(self) -> Actions:
         run = self.page.run_task
@@ -229,22 +233,6 @@ class DeltaApp:
         )
 
 
-class _Working:
-    """Holds the app's one place for predictions, and says on the stage that something is under way."""
-
-    def __init__(self, app: DeltaApp) -> None:
-        self._app = app
-
-    async def __aenter__(self) -> None:
-        await self._app._work.acquire()
-        self._app.stage.set_busy(True)
-        self._app.page.update()
-
-    async def __aexit__(self, *_: object) -> None:
-        self._app.stage.set_busy(False)
-        self._app._work.release()
-
-
 def _is_phone(page: ft.Page) -> bool:
     return not page.web and page.platform in (ft.PagePlatform.ANDROID, ft.PagePlatform.IOS)
 
@@ -261,5 +249,4 @@ def _camera_of(page: ft.Page) -> tuple[Camera, list[ft.Control]]:
 
 @cache
 def _samples() -> list[tuple[Path, bytes]]:
-    paths = sorted(bundled.PHOTOS.glob("*.jpg"))
-    return [(path, pictures.thumbnail(read_photo(path))) for path in paths[:: max(1, len(paths) // SAMPLES)][:SAMPLES]]
+    return [(path, pictures.thumbnail(read_photo(path))) for path in pictures.sample_photos()]

@@ -1,6 +1,5 @@
 """What a camera gives: frames, which way up they are, and why there may be none. Knows no Flet."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -112,6 +111,3 @@ class FrameRate:
         self._times = [time_s for time_s in self._times if now_s - time_s <= self._window_s] + [now_s]
         span_s = self._times[-1] - self._times[0]
         return (len(self._times) - 1) / span_s if span_s > 0 else 0.0
-
-
-CameraFactory = Callable[[], Camera]

@@ -10,11 +10,19 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from delta import bundled
 from delta.colormaps import color_table, colorize
 from delta.predict import normalize_for_display, save_disparity_png16
 
 SCREEN_PX = 1280  # the longer side of what is sent to be looked at; files keep the photo's own size
+SAMPLES = 4  # more would only make a phone's app larger
 THUMBNAIL_PX = 112  # twice the 56 that it is drawn at, for dense screens
+
+
+def sample_photos() -> list[Path]:
+    """List the photos of Delta's own that the welcome offers."""
+    paths = sorted(bundled.PHOTOS.glob("*.jpg"))
+    return paths[:: max(1, len(paths) // SAMPLES)][:SAMPLES]
 
 
 @cache

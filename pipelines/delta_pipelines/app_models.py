@@ -12,7 +12,7 @@ from delta.bundle import SIDECAR, BundleCard, ModelFile, read_bundle_card
 from delta.config import Config
 from delta.errors import DeltaError
 from delta.files import file_sha256
-from delta.onnx_model import read_model_card
+from delta.onnx_model import DYNAMIC_BATCH, read_model_card
 
 PREFERRED = "fp32"  # what onnxruntime-web runs fastest on a processor
 
@@ -92,7 +92,7 @@ def _card_of_file(path: Path) -> BundleCard:
         file=path.name,
         size_px=card.size_px,
         precision=card.precision,
-        batch="batch" if card.dynamic_batch else 1,
+        batch=DYNAMIC_BATCH if card.dynamic_batch else 1,
         bytes=path.stat().st_size,
         sha256=file_sha256(path),
         receipt={},

@@ -2,7 +2,9 @@
 
 import socket
 import ssl
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -107,6 +109,20 @@ def serve(server: SiteServer, on_ready: Callable[[], None]) -> None:
             server.serve_forever(poll_interval=0.2)
         except KeyboardInterrupt:
             return
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """Serve a built site on a free port, in a thread, until the block ends; yields its address."""
+    server, address = open_server(folder, port=0, https=False)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield address
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def _certificate_for(host: str) -> ssl.SSLContext:

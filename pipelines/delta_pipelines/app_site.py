@@ -81,21 +81,21 @@ def build_site(
         DeltaError: a model that cannot be used, no runtime, or a folder of something else.
     """
     previous = _previous(out)
-    content = site_files(app_models(models, precision), runtime=runtime, webgpu=webgpu)
-    digests = {path: _size_and_digest(source) for path, source in sorted(content.items())}
-    site = Site(version=_version(digests), files=digests)
+    content, site = site_files(app_models(models, precision), runtime=runtime, webgpu=webgpu)
     for path, source in sorted(content.items(), key=lambda item: item[0] == "sw.js"):  # the worker announces the rest
         with write_aside(out / path) as aside:
             aside.write_bytes(_read(source))
     with write_aside(out / LIST) as aside:
         aside.write_bytes(msgspec.json.format(msgspec.json.encode(site), indent=1))
-    for path in set(previous) - set(digests):
+    for path in set(previous) - set(site.files):
         (out / path).unlink(missing_ok=True)
     return site
 
 
-def site_files(models: Sequence[AppModel], *, runtime: Path | None, webgpu: bool) -> dict[str, bytes | Path]:
-    """Return every file of the site: its path and its bytes, or the file they are in."""
+def site_files(
+    models: Sequence[AppModel], *, runtime: Path | None, webgpu: bool
+) -> tuple[dict[str, bytes | Path], Site]:
+    """Return every file of the site, its path and its bytes or the file they are in, and the list of them."""
     files: dict[str, bytes | Path] = {**_app_files(), **_icons(), **_examples()}
     names = app_runtime.WASM_FILES + (app_runtime.WEBGPU_FILES if webgpu else ())
     files |= {f"ort/{name}": content for name, content in app_runtime.runtime_files(names, runtime).items()}
@@ -112,8 +112,11 @@ def site_files(models: Sequence[AppModel], *, runtime: Path | None, webgpu: bool
     files[".nojekyll"] = b""
     first = next(iter(listed))
     kept = {first.card, first.card.rpartition("/")[0] + "/" + first.file}
-    files["sw.js"] = _service_worker(files, kept)
-    return files
+    worker = _read(files.pop("sw.js")).decode()
+    digests = {path: _size_and_digest(source) for path, source in sorted(files.items())}
+    files["sw.js"] = _service_worker(worker, digests, kept)
+    digests["sw.js"] = _size_and_digest(files["sw.js"])
+    return files, Site(version=_version(digests), files=dict(sorted(digests.items())))
 
 
 def web_folder() -> Path:
@@ -188,16 +191,15 @@ def _headers_file() -> bytes:
     return ("/*\n" + "".join(f"  {name}: {value}\n" for name, value in HEADERS.items())).encode()
 
 
-def _service_worker(files: Mapping[str, bytes | Path], models_kept: set[str]) -> bytes:
-    text = _read(files["sw.js"]).decode()
+def _service_worker(text: str, digests: Mapping[str, tuple[int, str]], models_kept: set[str]) -> bytes:
+    """Write into the service worker what it keeps from the start, and what once it is asked for."""
     core, later = {}, {}
-    for path, source in sorted(files.items()):
-        if path in ("sw.js", "_headers", ".nojekyll"):
+    for path, (_, digest) in digests.items():
+        if path in ("_headers", ".nojekyll"):
             continue
         is_later = path.startswith("models/") and path not in models_kept
         is_later |= path.startswith("ort/") and path.removeprefix("ort/") in app_runtime.WEBGPU_FILES
-        digest = hashlib.sha256(_read(source)).digest()
-        (later if is_later else core)[path] = base64.b64encode(digest).decode()
+        (later if is_later else core)[path] = base64.b64encode(bytes.fromhex(digest)).decode()
     build = {"version": _version(core | later), "core": core, "later": later}
     return re.sub(r"/\*! BUILD \*/\{.*?\};", lambda _: json.dumps(build) + ";", text, count=1).encode()
 

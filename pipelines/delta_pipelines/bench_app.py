@@ -2,9 +2,7 @@
 
 import json
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +14,7 @@ from delta.config import Config
 from delta.errors import DeltaError
 from delta_pipelines.app_browser import CAMERA, chromium, write_scene
 from delta_pipelines.app_models import Choice, app_models, choices
-from delta_pipelines.app_serve import open_server
+from delta_pipelines.app_serve import serving
 from delta_pipelines.app_site import build_site
 
 if TYPE_CHECKING:
@@ -86,7 +84,7 @@ def measure_app(
         sizes = [entry.size_px for model in listed for entry in model.card.models]
         scene = write_scene(folder / "scene.mjpeg")
         camera = (*CAMERA, f"--use-file-for-fake-video-capture={scene}")
-        with _served(folder / "site") as address, chromium(*camera) as browser:
+        with serving(folder / "site") as address, chromium(*camera) as browser:
             for choice, size_px in zip(choices(listed), sizes, strict=True):
                 for threads in recipe.threads:
                     on_step(f"{choice.name}, {threads or 'all'} threads")
@@ -156,28 +154,12 @@ def _stages(measured: Sequence[dict[str, float]]) -> Iterator[tuple[str, list[fl
 
 
 def _untrained_students(folder: Path, on_step: Callable[[str], None]) -> Iterator[Path]:
-    import torch
-
     from delta.export import export_onnx
-    from delta.student import build_student
-    from delta_pipelines.bench_latency import LatencyRecipe
+    from delta_pipelines.bench_latency import LatencyRecipe, untrained
     from delta_pipelines.recipe import load_recipe
 
     for preset in load_recipe(LatencyRecipe, "latency").students:
         on_step(f"export {preset.name}")
-        torch.manual_seed(0)
-        student = build_student(preset.config).eval()
-        yield export_onnx(student, folder / f"{preset.name}.onnx", (preset.size_px, preset.size_px), {})
-
-
-@contextmanager
-def _served(site: Path) -> Iterator[str]:
-    server, address = open_server(site, port=0, https=False)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield address
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        yield export_onnx(
+            untrained(preset.config), folder / f"{preset.name}.onnx", (preset.size_px, preset.size_px), {}
+        )

@@ -136,10 +136,10 @@ def _contenders(
         yield from _given(path, recipe.precisions, folder)
     for preset in recipe.students:
         on_step(f"export {preset.name}")
-        student = _untrained(preset.config)
+        student = untrained(preset.config)
         yield from _in_precisions(student, preset.name, (preset.size_px, preset.size_px), recipe.precisions, folder)
     on_step("export the seed")
-    seed = _untrained(StudentConfig(encoder="mobilevit_xs", decoder="seed"))
+    seed = untrained(StudentConfig(encoder="mobilevit_xs", decoder="seed"))
     path = export_onnx(seed, folder / "seed.onnx", (recipe.seed_px, recipe.seed_px), {}, mobile=False)
     yield Contender(name="seed", path=path, parameters=_count(seed))
     if recipe.teacher_px:
@@ -179,7 +179,8 @@ def _in_precisions(
         yield Contender(name=f"{name} {precision}", path=path, parameters=_count(student))
 
 
-def _untrained(config: StudentConfig) -> Student:
+def untrained(config: StudentConfig) -> Student:
+    """Build a student with the same random weights every time: time does not know what a weight means."""
     torch.manual_seed(0)
     return build_student(config).eval()
 

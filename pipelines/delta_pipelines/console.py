@@ -78,6 +78,11 @@ def show_json(value: Any) -> None:
     print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
+def json_line(row: Any) -> None:
+    """Print a row as one line of JSON, at once."""
+    print(msgspec.json.encode(row).decode(), flush=True)
+
+
 def facts(title: str, pairs: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> None:
     """Print a two-column table of names and values."""
     table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))

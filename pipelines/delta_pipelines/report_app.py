@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
 from rich.table import Table
 
 from delta_pipelines import console
@@ -50,7 +49,7 @@ def _show_code(address: str) -> None:
 def frame_lines(rows: "Iterable[FrameTime]") -> None:
     """Print one JSON line a row, as they come."""
     for row in rows:
-        print(msgspec.json.encode(row).decode(), flush=True)
+        console.json_line(row)
 
 
 def frame_times(rows: "Sequence[FrameTime]") -> None:

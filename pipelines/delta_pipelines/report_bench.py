@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-import msgspec
 from rich.table import Table
 
 from delta_pipelines import console
@@ -19,7 +18,7 @@ def rows(as_json: bool) -> Iterator[Callable[[Iterable[Row]], None]]:
         for row in measured:
             console.say(f"{row.bench}: {row.name}")
             if as_json:
-                print(msgspec.json.encode(row).decode(), flush=True)
+                console.json_line(row)
             ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
             table.add_row(row.bench, row.name, f"{row.value:.4g}", row.unit, ratio, row.note)
 

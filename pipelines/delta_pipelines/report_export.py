@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
 from rich.markup import escape
 from rich.table import Table
 
@@ -109,7 +108,7 @@ def throughput(took: "Throughput") -> str:
 def latency_lines(rows: "Sequence[Latency]", remarks: Sequence[str]) -> None:
     """Print one JSON line a model; the goals go to stderr."""
     for row in rows:
-        print(msgspec.json.encode(row).decode())
+        console.json_line(row)
     for line in remarks:
         console.say(line)
 

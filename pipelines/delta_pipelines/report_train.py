@@ -113,7 +113,7 @@ def bench_rows(rows: "Sequence[BenchRow]", recipe: "TrainRecipe", device: "torch
     """Show what a step takes by kind of feed: a JSON line a row, or a table."""
     if as_json:
         for row in rows:
-            print(msgspec.json.encode(row).decode())
+            console.json_line(row)
         return
     student = f"{recipe.student.encoder}, {recipe.batch_size} images of {recipe.size_px} px on {device}"
     heads = ("", "step [ms]", "quartiles [ms]", "waits [ms]", "images/s", "x memory", "steps")

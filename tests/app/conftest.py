@@ -3,9 +3,7 @@
 import base64
 import hashlib
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,25 +46,11 @@ def site(app_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@contextmanager
-def serving(folder: Path) -> Iterator[str]:
-    """Serve a built site as `delta app serve` does, in a thread, until the block ends; yields its address."""
-    from delta_pipelines.app_serve import open_server
-
-    server, address = open_server(folder, port=0, https=False)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield address
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
 @pytest.fixture(scope="session")
 def address(site: Path) -> Iterator[str]:
     """Where `site` is served."""
+    from delta_pipelines.app_serve import serving
+
     with serving(site) as address:
         yield address
 
